@@ -1,0 +1,462 @@
+"""The nouns of Paris: every statement that is signed, as frozen and strict pydantic records.
+
+Each is the predicate of an in-toto Statement v1 inside a DSSE envelope (`paris_protocol.envelope`).
+No floats stand in signed records: reals are decimal strings, merge scalars are hex floats, times are
+unix seconds. The id of a statement is the SHA-256 of its DSSE pre-authentication encoding.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""SHA-256, 64 lower-case hex digits."""
+KeyId = Annotated[str, StringConstraints(pattern=r"^ed25519:[0-9a-f]{64}$")]
+"""`ed25519:` and the 32-byte public key in hex; it names a key and *is* the key."""
+Real = Annotated[str, StringConstraints(pattern=r"^-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?(e-?[0-9]{1,3})?$")]
+"""A real number as a decimal string, such as `0.03` or `1e-15`."""
+HexFloat = Annotated[str, StringConstraints(pattern=r"^-?0x[01]\.[0-9a-f]{1,13}p[+-][0-9]{1,4}$")]
+"""A float as `float.hex()` prints it: every bit is signed."""
+Time = Annotated[int, Field(ge=0, le=1 << 40)]
+"""Unix seconds."""
+Count = Annotated[int, Field(ge=0, le=1 << 53)]
+Short = Annotated[str, StringConstraints(max_length=200)]
+Path = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*$", max_length=200)]
+Number = tuple[Short, Real]
+"""A named measurement inside a verdict."""
+
+
+class Record(BaseModel):
+    """What all records share: frozen, strict, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Statement(Record):
+    """A record that is signed: its type name, version and size limit in bytes."""
+
+    TYPE: ClassVar[str]
+    MAX_BYTES: ClassVar[int] = 64 << 10
+    protocol: Literal[1] = 1
+
+
+# ---------------------------------------------------------------- shared parts
+
+
+class BlobRef(Record):
+    """A content-addressed blob: SHA-256 of its canonical manifest, and its size in bytes."""
+
+    id: Digest
+    size: Count
+
+
+class TensorFile(Record):
+    """A safetensors blob: where its bytes are, and the Merkle root over its tensors."""
+
+    blob: BlobRef
+    root: Digest
+
+
+class Shard(Record):
+    """A safetensors file of cached clips."""
+
+    file: TensorFile
+    clips: Count
+
+
+class Head(Record):
+    """A published state of an expert: merges so far, weights, and the merge that made it."""
+
+    round: Count
+    weights: TensorFile
+    merge: Digest | None = None
+
+
+# ---------------------------------------------------------------- genesis
+
+
+class Licence(Record):
+    """A licence that applies to a part of the network's output."""
+
+    part: Short
+    name: Short
+    url: Short
+    regions_excluded: tuple[Short, ...] = ()
+
+
+class Geometry(Record):
+    """One clip in pixels: frames × height × width, and frames per second."""
+
+    frames: Count
+    height: Count
+    width: Count
+    fps: Count
+
+
+class Codec(Record):
+    """How pixels become latents of shape (channels, frames, height, width)."""
+
+    kind: Literal["patch-pca", "hunyuan-vae", "wan-vae"]
+    source: Short
+    fingerprint: Digest
+    channels: Count
+    frames: Count
+    height: Count
+    width: Count
+    file: TensorFile | None = None
+
+
+class Text(Record):
+    """How captions become a sequence (length, dim) and a pooled vector (pooled_dim)."""
+
+    kind: Literal["hashed-words", "t5-clip"]
+    source: Short
+    fingerprint: Digest
+    length: Count
+    dim: Count
+    pooled_dim: Count
+    file: TensorFile | None = None
+
+
+class ExpertSpec(Record):
+    """Arguments of diffusers' FluxTransformer2DModel, and the latent patch packed into a token."""
+
+    patch: Count
+    in_channels: Count
+    out_channels: Count
+    double_blocks: Count
+    single_blocks: Count
+    heads: Count
+    head_dim: Count
+    rope_axes: tuple[Count, Count, Count]
+    text_dim: Count
+    pooled_dim: Count
+
+
+class RouterSpec(Record):
+    """The router's shape and its training length in samples."""
+
+    width: Count
+    blocks: Count
+    heads: Count
+    batch: Count
+    steps: Count
+    lr: Real
+
+
+class Recipe(Record):
+    """Objective and optimiser; the same for every unit of a network."""
+
+    objective: Literal["velocity", "x0"]
+    sigma_min: Real
+    t_mean: Real
+    t_std: Real
+    t_shift: Real
+    null_text: Real
+    batch: Count
+    optimiser: Literal["adamw", "muon"]
+    lr: Real
+    matrix_lr: Real
+    beta1: Real
+    beta2: Real
+    eps: Real
+    weight_decay: Real
+    momentum: Real
+    clip_norm: Real
+
+
+class Sampler(Record):
+    """Defaults of generation: Euler steps, time shift, guidance, experts per step."""
+
+    steps: Count
+    shift: Real
+    guidance: Real
+    top_k: Count
+
+
+class Cluster(Record):
+    """A part of the data: its expert's index, clips, prior and the shards."""
+
+    index: Count
+    clips: Count
+    prior: Real
+    centroid: tuple[Real, ...]
+    shards: tuple[Shard, ...]
+
+
+class Genesis(Statement):
+    """What never changes; its statement id is the network id, so the id pins the root key."""
+
+    TYPE: ClassVar[str] = "genesis"
+    MAX_BYTES: ClassVar[int] = 4 << 20
+    name: Short
+    created: Time
+    root_key: KeyId
+    geometry: Geometry
+    codec: Codec
+    text: Text
+    features: Short
+    expert: ExpertSpec
+    initial: TensorFile
+    recipe: Recipe
+    router: RouterSpec
+    sampler: Sampler
+    clusters: tuple[Cluster, ...]
+    licences: tuple[Licence, ...]
+    notes: tuple[Short, ...] = ()
+
+
+# ---------------------------------------------------------------- policy and people
+
+
+class RoundPlan(Record):
+    """How a round of one expert is cut into units."""
+
+    units: Count
+    steps: Count
+    rounds: Count
+    schedule: Literal["slice", "unit-cosine"]
+    floor: Real
+    warmup: Real
+    close_after: Count
+
+
+class Margins(Record):
+    """Limits of the layers L2 and L3; `damage[r]` belongs to round r, the last one to all later."""
+
+    damage: tuple[Real, ...]
+    merge_damage: Real
+    standard_errors: Real
+    clips: Count
+    norm_high: Real
+    norm_low: Real
+    copy_cosine: Real
+    noise_cosine: Real
+    source: Short
+
+
+class Policy(Statement):
+    """Numbered, hash-linked statement for everything that may change."""
+
+    TYPE: ClassVar[str] = "policy"
+    number: Count
+    previous: Digest | None
+    since: Time
+    coordinator_keys: tuple[KeyId, ...]
+    addresses: tuple[Short, ...]
+    bootstraps: tuple[Short, ...]
+    plan: RoundPlan
+    margins: Margins
+    dtype: Literal["float32", "bfloat16"]
+    threads: Count
+    kernels: Literal["reference"]
+    update_codec: Literal["dense-f32", "dense-bf16"]
+    commit_every: Count
+    soft_deadline: Count
+    hard_deadline: Count
+    refusals_to_quarantine: Count
+    min_version: Short
+
+
+class Registration(Statement):
+    """A node makes itself known; names and hardware are not in it (privacy)."""
+
+    TYPE: ClassVar[str] = "registration"
+    node: KeyId
+    peer_id: Short
+    version: Short
+    at: Time
+
+
+# ---------------------------------------------------------------- one unit of work
+
+
+class Rate(Record):
+    """The unit's learning-rate multiplier: warm-up, then `start` to `end` along `shape`."""
+
+    start: Real
+    end: Real
+    shape: Literal["cosine", "constant"]
+    warmup: Count
+
+
+class Assignment(Statement):
+    """A signed lease; training is a function of this record and the step."""
+
+    TYPE: ClassVar[str] = "assignment"
+    MAX_BYTES: ClassVar[int] = 1 << 20
+    kind: Literal["train", "audit"]
+    plan: Short
+    node: KeyId
+    expert: Count
+    round: Count
+    unit: Count
+    parent: Head
+    shards: tuple[Shard, ...]
+    seed: Digest
+    steps: Count
+    batch: Count
+    rate: Rate
+    optimiser_state: Literal["fresh"] | Digest
+    dtype: Literal["float32", "bfloat16"]
+    threads: Count
+    kernels: Literal["reference"]
+    update_codec: Literal["dense-f32", "dense-bf16"]
+    commit_every: Count
+    policy: Count
+    issued: Time
+    soft_deadline: Time
+    hard_deadline: Time
+
+
+class Commitment(Statement):
+    """Roots of the training states at every k-th step, and of the result, before it is handed in."""
+
+    TYPE: ClassVar[str] = "commitment"
+    MAX_BYTES: ClassVar[int] = 1 << 20
+    assignment: Digest
+    states: tuple[Digest, ...]
+    states_root: Digest
+    update_root: Digest
+    steps: Count
+
+
+class Contribution(Statement):
+    """What a volunteer hands in for an assignment."""
+
+    TYPE: ClassVar[str] = "contribution"
+    assignment: Digest
+    commitment: Digest
+    update: TensorFile
+    steps: Count
+    samples: Count
+    loss: Real
+    seconds: Count
+
+
+class Layer(Record):
+    """One layer of the verdict: passed or the catalogue code, and its numbers."""
+
+    layer: Literal["L0", "L1", "L2", "L3"]
+    passed: bool
+    code: Short
+    numbers: tuple[Number, ...] = ()
+
+
+class Verdict(Statement):
+    """The coordinator's decision about a contribution, with its numbers."""
+
+    TYPE: ClassVar[str] = "verdict"
+    contribution: Digest
+    assignment: Digest
+    node: KeyId
+    expert: Count
+    round: Count
+    accepted: bool
+    code: Short
+    layers: tuple[Layer, ...]
+    policy: Count
+    at: Time
+
+
+class MergeInput(Record):
+    """One accepted contribution in a merge: its weight and clip scale, every bit of both."""
+
+    contribution: Digest
+    update: TensorFile
+    weight: HexFloat
+    scale: HexFloat
+
+
+class Merge(Statement):
+    """Turns accepted contributions into the next head; anyone can recompute it."""
+
+    TYPE: ClassVar[str] = "merge"
+    MAX_BYTES: ClassVar[int] = 4 << 20
+    expert: Count
+    round: Count
+    parent: Head
+    inputs: tuple[MergeInput, ...]
+    result: TensorFile
+    published: bool
+    numbers: tuple[Number, ...]
+    policy: Count
+    at: Time
+
+
+class ReleaseFile(Record):
+    """One file of a release folder."""
+
+    path: Path
+    sha256: Digest
+    size: Count
+
+
+class ReleasedExpert(Record):
+    """Which merge made the expert of a release, and the root of its tensors."""
+
+    expert: Count
+    merge: Digest | None
+    root: Digest
+
+
+class Release(Statement):
+    """Lists every file of a release; one statement, so files cannot be mixed."""
+
+    TYPE: ClassVar[str] = "release"
+    MAX_BYTES: ClassVar[int] = 4 << 20
+    number: Count
+    previous: Digest | None
+    files: tuple[ReleaseFile, ...]
+    experts: tuple[ReleasedExpert, ...]
+    router_root: Digest
+    at: Time
+
+
+class Index(Statement):
+    """The coordinator's signed index: the truth about heads, policy, release and log."""
+
+    TYPE: ClassVar[str] = "index"
+    MAX_BYTES: ClassVar[int] = 1 << 20
+    policy: Digest
+    heads: tuple[Head, ...]
+    release: Digest | None
+    log_size: Count
+    log_root: Digest
+    finished: bool
+    at: Time
+
+
+# ---------------------------------------------------------------- requests (signed, not logged)
+
+
+class LeaseRequest(Statement):
+    """A node asks for work: what it can hold and what it has already."""
+
+    TYPE: ClassVar[str] = "lease-request"
+    at: Time
+    version: Short
+    name: Short
+    device: Short
+    memory_mb: Count
+    disk_mb: Count
+    cached: tuple[Digest, ...] = ()
+
+
+class Beat(Statement):
+    """A node says that it is alive and how far it is."""
+
+    TYPE: ClassVar[str] = "beat"
+    at: Time
+    assignment: Digest | None
+    step: Count
+    state: Short
+
+
+STATEMENTS: Final[tuple[type[Statement], ...]] = (
+    Genesis, Policy, Registration, Assignment, Commitment, Contribution, Verdict, Merge, Release,
+    Index, LeaseRequest, Beat,
+)
+LOGGED: Final = frozenset({"genesis", "policy", "registration", "assignment", "commitment", "contribution", "verdict", "merge", "release"})
