@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+DONE: Final = 0
 CHECK_FAILED: Final = 1
 USAGE: Final = 2
 INPUT: Final = 20
@@ -80,10 +81,13 @@ REASONS: Final = _catalogue(
     Reason("clip.no-frames", INPUT, "The video holds no frames.", "Remove it."),
     Reason("clip.audio-only", INPUT, "The file holds sound but no picture.", "Remove it."),
     Reason("clip.too-short", INPUT, "The video is shorter than one clip.", "Use longer videos or a shorter clip length in the recipe."),
+    Reason("clip.duplicate", INPUT, "The video shows the very same clip as another one.", "Keep one of them; held-out clips must not be training clips as well."),
+    Reason("clip.missing", INPUT, "The video that the caption list names is not there.", "Correct the path; it is relative to the folder and stays inside it."),
     Reason("caption.missing", INPUT, "The video has no caption.", "Put a .txt file beside it, or name it in captions.jsonl or captions.csv."),
     Reason("caption.empty", INPUT, "The caption is empty.", "Write one sentence about the video."),
     Reason("caption.encoding", INPUT, "The caption is not UTF-8 text.", "Save the file as UTF-8."),
     Reason("caption.too-long", INPUT, "The caption is longer than the limit.", "Shorten it."),
+    Reason("caption.list", INPUT, "A line of the caption list cannot be read.", "Write one JSON object with `video` and `caption` on each line, or a CSV file with these two columns."),
     Reason("recipe.invalid", INPUT, "The recipe file is not valid.", "Correct the named field; docs/recipe.md lists them all."),
     Reason("recipe.licence", INPUT, "These parts may not be combined under their licences.", "Choose the clean stack (Wan VAE; FLUX.1-schnell or scratch) or the named `paper` preset with its licences."),
     Reason("encoder.mismatch", INPUT, "The encoder is not the one that the manifest names.", "Use the weights whose fingerprint stands in the manifest."),
@@ -96,6 +100,14 @@ REASONS: Final = _catalogue(
     Reason("port.in-use", STATE, "The port is in use by another program.", "Choose another with --port, or stop that program."),
     Reason("agent.not-running", NETWORK, "No node is running on this state folder.", "Start it with `paris-node run`."),
     Reason("machine.too-small", INPUT, "This machine has too little memory or disk for any expert of the network.", "`paris-node fit` shows what each size needs."),
+    Reason("node.working", DONE, "The node is working.", "Nothing needs to be done."),
+    Reason("node.starting", DONE, "The node is starting.", "Wait a few seconds."),
+    Reason("owner.paused", DONE, "The owner has paused the node.", "Go on with `paris-node resume`."),
+    Reason("owner.stopped", DONE, "The owner has stopped the node.", "Start it with `paris-node run`."),
+    Reason("owner.finished", DONE, "The unit in hand is done, and the owner wants no further ones.", "Take new ones with `paris-node resume`."),
+    Reason("network.finished", DONE, "The network has all the training it planned.", "Nothing needs to be done; the node asks now and then whether there is more."),
+    Reason("trainer.failed", INTERNAL, "The trainer process ended before the unit was done.", "The node tries again from the last save; `paris-node logs` says more."),
+    Reason("job.silent", INTERNAL, "A step of the work said nothing for too long and was begun again.", "If this repeats, look at `paris-node logs`."),
     Reason("gpu.unavailable", GPU, "The GPU cannot be used.", "Run `paris-node doctor`."),
     # --- contributions (verdicts)
     Reason("unit.unknown", INPUT, "There is no such assignment.", "Ask for a new one.", 404),
@@ -104,6 +116,7 @@ REASONS: Final = _catalogue(
     Reason("unit.second-result", INPUT, "Another result was already committed for this assignment.", "One assignment has one result.", 409),
     Reason("structure.digest", INPUT, "L0: the update is not the data that the contribution names.", "Hand in what was signed."),
     Reason("structure.schema", INPUT, "L0: the update's tensors are not those of the expert.", "Train with an unmodified node."),
+    Reason("structure.steps", INPUT, "L0: the contribution claims other steps or samples than were assigned.", "Train all steps of the assignment, no more and no fewer."),
     Reason("structure.values", INPUT, "L0: the update holds values that are not finite.", "Check the machine: overheating and overclocking cause this."),
     Reason("structure.lineage", INPUT, "L0: the contribution does not descend from the assignment's parent.", "Train from the head that the assignment names."),
     Reason("commitment.missing", INPUT, "L1: no commitment was logged before the result.", "Commit first, then hand in."),
@@ -112,6 +125,7 @@ REASONS: Final = _catalogue(
     Reason("statistics.zero", INPUT, "L2: the update is empty or nearly so.", "Train all steps of the assignment."),
     Reason("statistics.norm", INPUT, "L2: the update is far larger than honest ones.", "Train with the optimiser of the assignment."),
     Reason("statistics.noise", INPUT, "L2: the update has the shape of noise, not of training.", "Train with an unmodified node."),
+    Reason("statistics.direction", INPUT, "L2: the update points against training, as a flipped sign or foreign data would.", "Train with an unmodified node on the shards of the assignment."),
     Reason("statistics.copy", INPUT, "L2: the update is a copy of another node's.", "Hand in your own work."),
     Reason("loss.damage", INPUT, "L3: the update makes the expert worse on held-out clips.", "Train with an unmodified node; if you did, look at the numbers on the contribution's page."),
     Reason("node.quarantined", INPUT, "Too many of this node's contributions were refused.", "Look at their pages; the operator can lift the quarantine.", 403),
@@ -123,10 +137,13 @@ REASONS: Final = _catalogue(
     Reason("release.key", CHECK_FAILED, "The release is signed by a key that the network does not know.", "Do not use it; ask the network for its key."),
     Reason("release.lineage", CHECK_FAILED, "The release's heads do not descend from its genesis.", "Do not use it."),
     Reason("release.proof", CHECK_FAILED, "A log proof of the release does not verify.", "Do not use it."),
+    Reason("log.checkpoint", CHECK_FAILED, "The log's checkpoint is not a signed note in canonical form.", "Fetch it again; if it stays so, do not believe the log."),
+    Reason("log.proof", CHECK_FAILED, "The log does not prove what it was asked to prove.", "Fetch the proof again; if it stays so, do not believe the log."),
     Reason("release.none", INPUT, "That is no release folder.", "Name a folder that holds release.json."),
     Reason("prompt.empty", USAGE, "The prompt is empty.", "Say in a few words what the video shall show."),
     Reason("prompt.too-long", USAGE, "The prompt is longer than the text encoder reads.", "Shorten it."),
     Reason("merge.gate", INPUT, "The merge was worse on held-out clips and was not published.", "The operator sees the numbers on the expert's page."),
+    Reason("merge.lineage", INPUT, "The merge breaks a rule of lineage.", "Look at the named statement; a head has one parent, its own expert's data, and merges a contribution once."),
     Reason("check.failed", CHECK_FAILED, "A check failed.", "Read what was printed above."),
     Reason("usage", USAGE, "The command was not understood.", "See --help."),
     Reason("not-found", INPUT, "There is no such thing here.", "Check the name.", 404),

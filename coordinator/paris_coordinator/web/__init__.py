@@ -1,0 +1,1 @@
+"""What the coordinator answers over HTTP: the interface for nodes and the pages for people."""

@@ -1,0 +1,209 @@
+"""The running coordinator: office, shift, web server, worker and network process put together.
+
+`serve` owns the state folder until it is told to stop (SIGTERM, SIGINT) or, if so asked, until the
+finished network is released. A kill at any moment costs at most the job in hand: everything else is
+in the ledger. Refused before anything starts: a folder in use, a damaged or newer ledger
+(`state.*`), and a port that is taken (`port.in-use`)::
+
+    asyncio.run(serve(State(folder), Options(port=8420)))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+import signal
+import ssl
+import time
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from paris_coordinator.config import State
+from paris_coordinator.events import Ordered
+from paris_coordinator.office import Office
+from paris_coordinator.orders import take_orders
+from paris_coordinator.shift import Shift
+from paris_coordinator.web.api import MAX_BODY, add_api
+from paris_coordinator.web.pages import add_pages
+from paris_coordinator.worker import Worker
+from paris_protocol.errors import ParisError
+from paris_protocol.net.process import NetworkProcess
+
+LOG = logging.getLogger("paris")
+TICK = 1.0
+"""Seconds between looks at the clock when nothing happens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `serve` was told; None means the state folder's settings."""
+
+    host: str | None = None
+    port: int | None = None
+    swarm: bool = True
+    until_released: bool = False
+    threads: int = 1
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+class Coordinator:
+    """All parts of one coordinator while it runs."""
+
+    def __init__(self, state: State, options: Options) -> None:
+        self.state, self.options = state, options
+        self.settings = state.settings()
+        self.office = Office(state, time.time)
+        self.worker = Worker(threads=options.threads, log=state.logs / "worker.log")
+        self.shift = Shift(self.office, self.worker, self.note)
+        self.swarm: NetworkProcess | None = None
+        self.stopping = asyncio.Event()
+        self._announced: set[str] = set()
+
+    def note(self, what: str, facts: dict[str, Any]) -> None:
+        """One line for people, one JSON line for programs."""
+        LOG.info("%s %s", what, facts)
+        line = json.dumps({"at": time.time(), "what": what, **facts}, sort_keys=True)
+        with suppress(OSError), (self.state.logs / "events.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+    # ------------------------------------------------------------ parts
+
+    async def start_web(self, stack: AsyncExitStack) -> int:
+        """Serves interface and pages; the port in use."""
+        app = web.Application(client_max_size=MAX_BODY)
+        add_api(app, self.office)
+        add_pages(app, self.office)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=3.0)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        host = self.options.host or self.settings.host
+        port = self.settings.port if self.options.port is None else self.options.port
+        site = web.TCPSite(runner, host, port, ssl_context=self._tls())
+        try:
+            await site.start()
+        except OSError as error:
+            code = "port.in-use" if error.errno == errno.EADDRINUSE else "usage"
+            raise ParisError(code, f"{host}:{port}: {error.strerror}") from error
+        return int(runner.addresses[0][1])
+
+    def _tls(self) -> ssl.SSLContext | None:
+        if self.options.certificate is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(self.options.certificate, self.options.key)
+        except (OSError, ssl.SSLError) as error:
+            raise ParisError("usage", f"{self.options.certificate}: {error}") from error
+        return context
+
+    async def start_swarm(self, stack: AsyncExitStack) -> None:
+        """Joins the peers, as one of them; the truth does not depend on it."""
+        if not self.options.swarm:
+            return
+        host = self.options.host or self.settings.host
+        self.swarm = NetworkProcess(
+            self.office.store,
+            self.office.key,
+            self.office.network,
+            host_maddrs=[f"/ip4/{host}/tcp/{self.settings.swarm_port}"],
+            log=self.state.logs / "network.log",
+        )
+        await self.swarm.start()
+        stack.push_async_callback(self.swarm.close)
+
+    # ------------------------------------------------------------ the loop
+
+    async def work(self) -> None:
+        """Does what is due until told to stop."""
+        while not self.stopping.is_set():
+            await self._orders()
+            if await self.shift.step():
+                continue
+            if self.options.until_released and self._released():
+                self.stopping.set()
+                return
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Until something was written into the ledger, or a tick has passed."""
+        self.office.changed.clear()
+        waits = [asyncio.create_task(e.wait()) for e in (self.office.changed, self.stopping)]
+        await asyncio.wait(waits, timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+    def _released(self) -> bool:
+        desk = self.office.desk
+        return desk.complete and not desk.releasing() and self.office.log.size > 0
+
+    async def _orders(self) -> None:
+        """What the operator left in the folder, signed with the operator's key."""
+        for order, subject in await asyncio.to_thread(take_orders, self.state, self.office.key):
+            try:
+                await self.office.tell(Ordered(order, subject))
+                self.note("order", {"order": order, "subject": subject})
+            except ParisError as error:
+                self.note("order", {"order": order, "subject": subject, "error": error.code})
+
+    async def keep_log(self) -> None:
+        """Keeps the log up with the ledger, and the peers informed of what is here."""
+        while True:
+            try:
+                await self.office.project()
+                await self._announce()
+            except ParisError as error:
+                if error.code == "state.corrupt":
+                    raise
+                LOG.warning("log: %s", error.sentence)
+            await asyncio.sleep(TICK / 2)
+
+    async def _announce(self) -> None:
+        if self.swarm is None:
+            return
+        here = set(await asyncio.to_thread(self.office.store.ids))
+        if here != self._announced:
+            await self.swarm.announce(sorted(here))
+            self._announced = here
+
+
+async def serve(state: State, options: Options) -> None:
+    """Runs a coordinator until it is told to stop. Raises ParisError for what it refuses."""
+    async with AsyncExitStack() as stack:
+        stack.enter_context(state.lock())
+        coordinator = Coordinator(state, options)
+        stack.callback(coordinator.office.close)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, coordinator.stopping.set)
+        await coordinator.office.project()
+        await coordinator.office.resume_uploads()
+        port = await coordinator.start_web(stack)
+        stack.push_async_callback(coordinator.worker.close)
+        await coordinator.start_swarm(stack)
+        coordinator.note("started", {"port": port, "network": coordinator.office.network})
+        await _run(coordinator)
+        coordinator.note("stopped", {})
+
+
+async def _run(coordinator: Coordinator) -> None:
+    """Both loops, until the work is over or one of them fails."""
+    work = asyncio.create_task(coordinator.work())
+    log = asyncio.create_task(coordinator.keep_log())
+    stop = asyncio.create_task(coordinator.stopping.wait())
+    try:
+        done, _ = await asyncio.wait({work, log, stop}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {stop}:
+            task.result()
+    finally:
+        # A job in hand is dropped: its result was not yet in the ledger, so it is done again.
+        for task in (work, log, stop):
+            task.cancel()
+        await asyncio.gather(work, log, stop, return_exceptions=True)
+        await coordinator.office.project()

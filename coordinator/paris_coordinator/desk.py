@@ -1,0 +1,289 @@
+"""The coordinator's desk: the rules by which the board changes. Pure core.
+
+`Desk.handle(event, now)` is given facts (`Filed` statements, `Uploaded`, …) and questions
+(`LeaseAsked`, `Tick`). Facts change the state, or are refused with a ParisError and change nothing;
+questions change nothing and are answered by effects. So the state is the fold of the facts in the
+ledger, and a replay rebuilds it exactly. It owns no key and no clock: the office signs and files::
+
+    desk = Desk(network, genesis, policy)
+    [Grant(draft)] = desk.handle(LeaseAsked(node, request), now)   # draft: an unsigned Assignment
+    desk.handle(Filed(sealed.id, sealed.signer, draft), now)       # now it counts
+
+Promises: a node holds one open assignment; units of a round have disjoint shards; a unit is
+accepted once; a contribution merges once; whatever was accepted is in its round's merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from paris_coordinator import rounds
+from paris_coordinator.board import Board, Expert, Node, Unit, Work
+from paris_coordinator.events import (
+    Again,
+    Effect,
+    Event,
+    Fact,
+    Filed,
+    Finished,
+    Grant,
+    LeaseAsked,
+    Ordered,
+    Sampled,
+    Tick,
+    Trained,
+    Uploaded,
+)
+from paris_protocol.errors import ParisError
+from paris_protocol.records import (
+    Assignment,
+    Commitment,
+    Contribution,
+    Genesis,
+    Head,
+    LeaseRequest,
+    Merge,
+    Policy,
+    Registration,
+    Release,
+    Verdict,
+)
+
+ASK_AGAIN = 3.0
+"""Seconds after which a node without work shall ask again."""
+
+
+class Desk(Board):
+    """The board, and `handle`."""
+
+    def __init__(self, network: str, genesis: Genesis, policy: Policy, policy_id: str = "") -> None:
+        super().__init__(network, genesis, policy, policy_id)
+        for expert in self.experts:
+            self._open_round(expert, 0)
+
+    # ------------------------------------------------------------ the one entrance
+
+    def handle(self, event: Event, now: int) -> list[Effect]:
+        """Takes a fact or answers a question. `now` in unix seconds.
+
+        Raises ParisError for what is refused; the state is then unchanged.
+        """
+        match event:
+            case LeaseAsked(node, request):
+                return [self._lease(node, request, now)]
+            case Tick(every):
+                return list(self.due(now, every))
+            case Filed():
+                self._file(event, now)
+            case Uploaded(contribution):
+                self._uploaded(contribution, now)
+            case Trained(report):
+                self.router = report
+            case Sampled():
+                self.sampled, self.sampled_at = event, now
+            case Ordered(order, subject):
+                self._order(order, subject)
+        return []
+
+    def replay(self, facts: Iterable[tuple[int, Fact]]) -> Desk:
+        """Folds (time, fact) pairs of the ledger into this desk, and returns it."""
+        for at, fact in facts:
+            self.handle(fact, at)
+        return self
+
+    # ------------------------------------------------------------ questions
+
+    def _lease(self, node: str, request: LeaseRequest, now: int) -> Effect:
+        known = self._known(node)
+        if known.quarantined:
+            raise ParisError("node.quarantined", f"{known.refusals} contributions were refused")
+        least = self.policy.min_version
+        if rounds.release_number(request.version) < rounds.release_number(least):
+            raise ParisError("network.version", f"{least} or newer")
+        if (work := self.open_work(node, now)) is not None:
+            return Again(work.id)
+        if self.complete:
+            return Finished()
+        rounds.check_fit(self.genesis, request.memory_mb, request.disk_mb)
+        choice = self.choose(node, frozenset(request.cached), now)
+        if choice is None:
+            raise ParisError(
+                "work.none", "all units of the open rounds are taken", retry_after=ASK_AGAIN
+            )
+        return Grant(self._draft(node, *choice, now))
+
+    def _draft(self, node: str, expert: Expert, number: int, now: int) -> Assignment:
+        policy, plan = self.policy, self.policy.plan
+        return Assignment(
+            kind="train",
+            plan=f"policy {policy.number}, {plan.schedule}",
+            node=node,
+            expert=expert.index,
+            round=expert.round,
+            unit=number,
+            parent=expert.head,
+            shards=expert.units[number].shards,
+            seed=rounds.seed(
+                self.network,
+                expert.index,
+                expert.round,
+                number,
+                expert.head.weights.root,
+                len(self.works),
+            ),
+            steps=plan.steps,
+            batch=self.genesis.recipe.batch,
+            rate=rounds.rate(plan, expert.round),
+            optimiser_state="fresh",
+            dtype=policy.dtype,
+            threads=policy.threads,
+            kernels=policy.kernels,
+            update_codec=policy.update_codec,
+            commit_every=policy.commit_every,
+            policy=policy.number,
+            issued=now,
+            soft_deadline=now + policy.soft_deadline,
+            hard_deadline=now + policy.hard_deadline,
+        )
+
+    # ------------------------------------------------------------ facts
+
+    def _file(self, event: Filed, now: int) -> None:
+        match event.record:
+            case Registration() as record:
+                if record.node != event.signer:
+                    raise ParisError("record.signer")
+                self.nodes.setdefault(event.signer, Node(now, now, event.id))
+            case Assignment() as record:
+                self._assigned(event.id, record, now)
+            case Commitment() as record:
+                work = self._hand(event, record.assignment, now)
+                if work.commitment is not None:
+                    raise ParisError("unit.second-result", "another commitment is known")
+                work.commitment, work.committed = event.id, record
+                self.commitments[event.id] = work.id
+            case Contribution() as record:
+                self._handed_in(event, record, now)
+            case Verdict() as record:
+                self._judged(event.id, record, now)
+            case Merge() as record:
+                self._merged(event.id, record, now)
+            case Release() as record:
+                self.releases[event.id] = record
+                self.ordered = False
+            case Policy() as record:
+                self.policy, self.policy_id = record, event.id
+            case Genesis():
+                pass
+            case _:
+                raise ParisError("record.type", event.record.TYPE)
+
+    def _known(self, node: str) -> Node:
+        if node not in self.nodes:
+            raise ParisError("record.signer", "this key is not registered")
+        return self.nodes[node]
+
+    def _assigned(self, id: str, record: Assignment, now: int) -> None:
+        expert, node = self.experts[record.expert], self._known(record.node)
+        if record.parent != expert.head or record.unit >= len(expert.units):
+            raise ParisError("unit.closed", "the head has moved on")
+        unit = expert.units[record.unit]
+        if not self.free(unit, now) or self.open_work(record.node, now) is not None:
+            raise ParisError("unit.closed", "the unit or the node is taken")
+        self.works[id] = Work(id, record, expert.attempt)
+        unit.works.append(id)
+        node.works.append(id)
+        node.last = now
+        expert.opened = now if expert.opened is None else expert.opened
+
+    def _hand(self, event: Filed, assignment: str, now: int) -> Work:
+        """The open work that a node's statement is about; refuses strangers and the late."""
+        work = self.works.get(assignment)
+        if work is None:
+            raise ParisError("unit.unknown", assignment[:16])
+        if work.record.node != event.signer:
+            raise ParisError("unit.not-yours")
+        if work.contribution is not None:
+            raise ParisError("unit.second-result", "another contribution is known")
+        if work.state != "open" or now > work.record.hard_deadline:
+            raise ParisError("unit.closed")
+        self._known(event.signer).last = now
+        return work
+
+    def _handed_in(self, event: Filed, record: Contribution, now: int) -> None:
+        limit = 2 * self.genesis.initial.blob.size + (1 << 20)
+        if record.update.blob.size > limit:
+            raise ParisError(
+                "blob.too-large", f"{record.update.blob.size} of at most {limit} bytes"
+            )
+        work = self._hand(event, record.assignment, now)
+        if work.commitment is None or work.commitment != record.commitment:
+            raise ParisError("commitment.missing")
+        work.state, work.contribution, work.handed_in = "uploading", event.id, record
+        self.contributions[event.id] = work.id
+
+    def _uploaded(self, contribution: str, now: int) -> None:
+        work = self.work_of(contribution)
+        if work.state != "uploading":
+            raise ParisError("unit.closed")
+        work.state = "queued"
+        self.nodes[work.record.node].last = now
+        self.queue.append(contribution)
+
+    def _judged(self, id: str, record: Verdict, now: int) -> None:
+        work = self.work_of(record.contribution)
+        if work.state != "queued":
+            raise ParisError("unit.closed", "already judged")
+        node = self.nodes[work.record.node]
+        unit = self.experts[work.record.expert].units[work.record.unit]
+        self.queue.remove(record.contribution)
+        work.verdict, work.judged = id, record
+        if record.accepted:
+            work.state, unit.accepted = "accepted", record.contribution
+            node.accepted += 1
+            self._close(other for other in unit.works if other != work.id)
+            return
+        work.state, unit.free_since = "refused", now
+        unit.refused.add(work.record.node)
+        node.refusals += 1
+        if node.refusals >= max(1, self.policy.refusals_to_quarantine):
+            node.quarantined = True
+            self._close(id for id in node.works if self.works[id].state in ("open", "uploading"))
+
+    def _close(self, works: Iterable[str]) -> None:
+        """What is unfinished among these is over: another's was taken, or the round has ended."""
+        for id in works:
+            work = self.works[id]
+            if work.state == "queued" and work.contribution is not None:
+                self.queue.remove(work.contribution)
+            if work.state in ("open", "uploading", "queued"):
+                work.state = "closed"
+
+    def _merged(self, id: str, record: Merge, now: int) -> None:
+        expert = self.experts[record.expert]
+        accepted = [unit.accepted for unit in expert.units if unit.accepted is not None]
+        if record.parent != expert.head or [i.contribution for i in record.inputs] != accepted:
+            raise ParisError("unit.closed", "the merge does not follow the head")
+        for contribution in accepted:
+            work = self.work_of(contribution)
+            work.state, work.merge = ("merged" if record.published else "unpublished"), id
+        self._close(work for unit in expert.units for work in unit.works)
+        self.merges[id] = record
+        expert.merges.append(id)
+        if record.published:
+            expert.head = Head(round=expert.round + 1, weights=record.result, merge=id)
+        expert.attempt = 0 if record.published else expert.attempt + 1
+        self._open_round(expert, now)
+
+    def _open_round(self, expert: Expert, now: int) -> None:
+        shards = self.genesis.clusters[expert.index].shards
+        # A repeated round deals the shards anew: the same unit could fail the same way again.
+        hands = rounds.deal(shards, self.policy.plan.units, expert.round + expert.attempt)
+        expert.units, expert.opened = [Unit(hand, now) for hand in hands], None
+
+    def _order(self, order: str, subject: str) -> None:
+        if order == "release":
+            self.ordered = True
+        else:
+            node = self._known(subject)
+            node.refusals, node.quarantined = 0, False

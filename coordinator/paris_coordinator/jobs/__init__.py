@@ -1,0 +1,1 @@
+"""The jobs of the worker process: JSON in, JSON out, everything else by local file."""

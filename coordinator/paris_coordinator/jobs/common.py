@@ -1,0 +1,115 @@
+"""What the jobs share: reading statements, opening tensor files behind the gate, held-out clips.
+
+It refuses a tensor file before any library opens it, when its header is not exactly the expected
+one::
+
+    genesis = genesis_of(job["genesis"])
+    update = gated(Path(job["update"]), expert_schema(genesis, "F32"))
+    held = held_out(Path(job["private"]), count=256, secret=secret, salt=root)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel
+
+from paris_models.checkpoint import load_tensors, raw_items
+from paris_models.config import ExpertConfig
+from paris_models.expert import parameter_shapes
+from paris_models.noise import permutation
+from paris_models.shards import ClipTable, read_shards
+from paris_protocol.envelope import open_genesis
+from paris_protocol.gate import Header, check_header, header_length
+from paris_protocol.records import Genesis
+from paris_protocol.streams import unit_key
+from paris_protocol.tensors import tensor_root
+
+R = TypeVar("R", bound=BaseModel)
+Schema = Mapping[str, tuple[str, tuple[int, ...]]]
+Weights = dict[str, torch.Tensor]
+
+CODEC_DTYPE = {"dense-f32": "F32", "dense-bf16": "BF16"}
+
+
+def genesis_of(path: str | Path) -> Genesis:
+    """The genesis that the coordinator keeps in its state folder."""
+    return open_genesis(Path(path).read_bytes()).record
+
+
+def record(kind: type[R], value: Mapping[str, Any]) -> R:
+    """A record from the plain JSON of a job."""
+    return kind.model_validate_json(json.dumps(value))
+
+
+def header_of(path: Path, schema: Schema | None) -> Header:
+    """The strict gate on a safetensors file: `tensor.header` before anything opens it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(8)
+        return check_header(first + file.read(header_length(first, size)), size, schema)
+
+
+def gated(path: Path, schema: Schema | None) -> Weights:
+    """The tensors of a file whose header is exactly `schema`."""
+    header_of(path, schema)
+    return load_tensors(path)
+
+
+def expert_schema(config: ExpertConfig, dtype: str) -> Schema:
+    """Names, shapes and one dtype of an expert's tensors, from its configuration alone."""
+    return {name: (dtype, shape) for name, shape in _shapes(config).items()}
+
+
+@lru_cache(maxsize=4)
+def _shapes(config: ExpertConfig) -> Mapping[str, tuple[int, ...]]:
+    return parameter_shapes(config)
+
+
+def root_of(tensors: Weights) -> str:
+    """The Merkle root over tensors, as statements name it."""
+    return tensor_root(raw_items(tensors))
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Secret clips of one cluster and the key of their noise and times."""
+
+    clips: ClipTable
+    key: bytes
+
+
+def held_out(private: Path, *, count: int, secret: str, salt: str) -> HeldOut:
+    """`count` of the private clips (all, if there are fewer), rotated by secret and salt.
+
+    Candidate and parent of one round share the salt (their parent's root), hence clips, noise and
+    times; another round has others, so that verdicts teach nobody the set.
+    """
+    key = unit_key(hashlib.sha256(f"held-out/{secret}/{salt}".encode()).hexdigest())
+    table = read_shards([private])
+    rows = torch.from_numpy(permutation(key, len(table), 0)[:count].copy())
+    return HeldOut(table.rows(rows), key)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder that gets its name when it is complete; an older one of that name is replaced."""
+    draft = out.with_name(f".{out.name}.{os.getpid()}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        shutil.rmtree(out, ignore_errors=True)
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

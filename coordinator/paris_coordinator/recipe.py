@@ -1,0 +1,373 @@
+"""The recipe file: one TOML file that says everything about a network before it is signed.
+
+Its sections carry the names of the genesis manifest's fields (docs/recipe.md lists them all). What
+is not understood or does not fit together is refused with `recipe.invalid` and the field's name;
+combinations that the parts' licences forbid with `recipe.licence`::
+
+    recipe = load_recipe(Path("demo.toml"))
+    recipe.records()["expert"]              # the fields of records.ExpertSpec, ready for JSON
+    recipe.file(recipe.codec.file)          # files are named relative to the recipe
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+
+from paris_models.config import LADDER, ExpertConfig, RecipeConfig, RouterConfig, SamplerConfig
+from paris_protocol.canonical import decimal
+from paris_protocol.errors import ParisError
+
+MAX_BYTES: Final = 1 << 20
+SMALL: Final = ("patch-pca", "hashed-words", "pixel-statistics")
+"""Encoders that are made here and have no source to be loaded from."""
+Positive = Field(ge=1)
+
+
+class Section(BaseModel):
+    """A table of the file: frozen, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Geometry(Section):
+    """One clip in pixels."""
+
+    frames: int = Positive
+    height: int = Positive
+    width: int = Positive
+    fps: int = Positive
+
+
+class Clips(Section):
+    """How videos are cut: up to `most` clips per video, each `stride` frames after the last."""
+
+    stride: int = Field(default=0, ge=0)
+    most: int = Field(default=1, ge=1)
+    batch: int = Field(default=256, ge=1)
+
+
+class Codec(Section):
+    """Pixels to latents. `file` pins a patch-PCA codec; without it one is fitted on the clips."""
+
+    kind: Literal["patch-pca", "hunyuan-vae", "wan-vae"]
+    source: str = ""
+    fingerprint: str | None = None
+    channels: int = Field(default=16, ge=1)
+    patch: int = Field(default=6, ge=1)
+    block: int = Field(default=4, ge=1)
+    fit_clips: int = Field(default=3000, ge=1)
+    file: str | None = None
+
+
+class Text(Section):
+    """Captions to vectors. `file` pins a word table; without it one is made for the captions."""
+
+    kind: Literal["hashed-words", "t5-clip"]
+    source: str = ""
+    fingerprint: str | None = None
+    length: int = Field(default=512, ge=1)
+    dim: int = Field(default=4096, ge=1)
+    pooled_dim: int | None = None
+    file: str | None = None
+
+
+class Features(Section):
+    """What clips are clustered by."""
+
+    kind: Literal["pixel-statistics", "dinov2"] = "pixel-statistics"
+    source: str = ""
+    fingerprint: str | None = None
+
+
+class Clusters(Section):
+    """k-means: number of clusters (and experts), seed, restarts."""
+
+    count: int = Field(ge=1, le=1024)
+    seed: int = Field(default=0, ge=0)
+    restarts: int = Field(default=8, ge=1)
+
+
+class Shards(Section):
+    """How each cluster's training clips are dealt out to files."""
+
+    per_cluster: int = Positive
+    seed: int = Field(default=0, ge=0)
+
+
+class HeldOut(Section):
+    """Clips per cluster that never leave the coordinator."""
+
+    validation: int = Positive
+    audit: int = Positive
+
+
+class Expert(Section):
+    """A size of the ladder by name, or every argument by itself."""
+
+    size: str | None = None
+    patch: int | None = None
+    in_channels: int | None = None
+    out_channels: int | None = None
+    double_blocks: int | None = None
+    single_blocks: int | None = None
+    heads: int | None = None
+    head_dim: int | None = None
+    rope_axes: tuple[int, int, int] | None = None
+    text_dim: int | None = None
+    pooled_dim: int | None = None
+
+    def config(self) -> ExpertConfig:
+        """The expert's configuration; `ValueError` when it cannot be one."""
+        given = self.model_dump(exclude={"size"}, exclude_none=True)
+        if self.size is None:
+            missing = ExpertConfig.__dataclass_fields__.keys() - given.keys()
+            if missing:
+                raise ValueError(f"expert: name a size, or also {', '.join(sorted(missing))}")
+            return ExpertConfig(**given)
+        if given:
+            raise ValueError("expert: either a size or the single fields")
+        if self.size not in LADDER:
+            raise ValueError(f"expert.size: one of {', '.join(LADDER)}")
+        return LADDER[self.size]
+
+
+class Initial(Section):
+    """The common initial checkpoint: a safetensors file, or fresh weights from a seed."""
+
+    file: str | None = None
+    seed: int = Field(default=0, ge=0)
+    origin: Literal["scratch", "flux.1-schnell", "flux.1-dev"] = "scratch"
+
+
+class Objective(Section):
+    """Objective and optimiser; the defaults are the paper's (`paris_models.config`)."""
+
+    objective: Literal["velocity", "x0"] = "velocity"
+    sigma_min: float = Field(default=1e-5, ge=0, lt=1)
+    t_mean: float = 0.0
+    t_std: float = Field(default=1.0, gt=0)
+    t_shift: float = Field(default=0.0, ge=0)
+    null_text: float = Field(default=0.1, ge=0, lt=1)
+    batch: int = Field(ge=1)
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    lr: float = Field(default=5e-5, gt=0)
+    matrix_lr: float = Field(default=0.0, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    eps: float = Field(default=1e-15, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    clip_norm: float = Field(default=1.0, gt=0)
+
+
+class Router(Section):
+    """The router's shape and training length."""
+
+    width: int = Field(ge=12)
+    blocks: int = Positive
+    heads: int = Positive
+    batch: int = Positive
+    steps: int = Positive
+    lr: float = Field(gt=0)
+
+
+class Sampler(Section):
+    """Defaults of generation."""
+
+    steps: int = Field(default=50, ge=1)
+    shift: float = Field(default=0.0, ge=0)
+    guidance: float = Field(default=7.5, ge=0)
+    top_k: int = Field(default=1, ge=1)
+
+
+class Plan(Section):
+    """How a round is cut into units (records.RoundPlan)."""
+
+    units: int = Positive
+    steps: int = Positive
+    rounds: int = Positive
+    schedule: Literal["slice", "unit-cosine"]
+    floor: float = Field(default=0.02, gt=0, le=1)
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    close_after: int = Field(default=3600, ge=1)
+
+
+class Margins(Section):
+    """Limits of the layers L2 and L3 (records.Margins)."""
+
+    damage: tuple[float, ...] = Field(min_length=1)
+    merge_damage: float
+    standard_errors: float = Field(ge=0)
+    clips: int = Positive
+    norm_high: float = Field(gt=0)
+    norm_low: float = Field(ge=0)
+    copy_cosine: float = Field(gt=0, le=1)
+    noise_cosine: float = Field(ge=-1, le=1)
+    source: str = Field(max_length=200)
+
+
+class Policy(Section):
+    """Further fields of the first policy; what is not set has the coordinator's default."""
+
+    dtype: Literal["float32", "bfloat16"] | None = None
+    threads: int | None = Field(default=None, ge=1)
+    update_codec: Literal["dense-f32", "dense-bf16"] | None = None
+    commit_every: int | None = Field(default=None, ge=1)
+    soft_deadline: int | None = Field(default=None, ge=1)
+    hard_deadline: int | None = Field(default=None, ge=1)
+    refusals_to_quarantine: int | None = Field(default=None, ge=1)
+
+
+class Licence(Section):
+    """A licence that binds a part of the network's output (records.Licence)."""
+
+    part: str = Field(max_length=200)
+    name: str = Field(max_length=200)
+    url: str = Field(max_length=200)
+    regions_excluded: tuple[str, ...] = ()
+
+
+HUNYUAN: Final = Licence(
+    part="codec: HunyuanVideo VAE",
+    name="Tencent Hunyuan Community License",
+    url="https://huggingface.co/tencent/HunyuanVideo/blob/main/LICENSE",
+    regions_excluded=("European Union", "United Kingdom", "South Korea"),
+)
+FLUX_DEV: Final = Licence(
+    part="initial checkpoint: FLUX.1-dev",
+    name="FLUX.1 [dev] Non-Commercial License",
+    url="https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+)
+
+
+class Recipe(Section):
+    """The whole file."""
+
+    name: str = Field(min_length=1, max_length=200)
+    preset: Literal["clean", "paper"] = "clean"
+    notes: tuple[str, ...] = ()
+    geometry: Geometry
+    clips: Clips = Clips()
+    codec: Codec
+    text: Text
+    features: Features = Features()
+    clusters: Clusters
+    shards: Shards
+    held_out: HeldOut
+    expert: Expert
+    initial: Initial = Initial()
+    recipe: Objective
+    router: Router
+    sampler: Sampler = Sampler()
+    plan: Plan
+    margins: Margins | None = None
+    policy: Policy = Policy()
+    licences: tuple[Licence, ...] = ()
+    _folder: Path = PrivateAttr(default_factory=Path)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        expert = self.expert.config()
+        RecipeConfig.from_record(self.recipe)
+        RouterConfig.from_record(self.router)
+        SamplerConfig.from_record(self.sampler)
+        if expert.latent_channels != self.codec.channels:
+            raise ValueError(
+                f"codec.channels: {self.codec.channels}, the expert has {expert.latent_channels}"
+            )
+        if (expert.text_dim, expert.pooled_dim) != (self.text.dim, self.pooled_dim):
+            raise ValueError("text.dim: the expert reads another size of text")
+        if self.plan.units > self.shards.per_cluster:
+            raise ValueError("shards.per_cluster: units of a round must have disjoint shards")
+        if self.sampler.top_k > self.clusters.count:
+            raise ValueError("sampler.top_k: more than there are experts")
+        for name in ("codec", "text", "features"):
+            part = getattr(self, name)
+            if part.kind not in SMALL and not part.source:
+                raise ValueError(f"{name}.source: name a folder or a hub id")
+        return self
+
+    @property
+    def pooled_dim(self) -> int:
+        """Size of the pooled text."""
+        return self.text.dim if self.text.pooled_dim is None else self.text.pooled_dim
+
+    def file(self, name: str) -> Path:
+        """A file that the recipe names, relative to the recipe's folder."""
+        return self._folder / name
+
+    def check_licences(self) -> tuple[Licence, ...]:
+        """All licences that bind; `recipe.licence` where the clean preset uses a bound part."""
+        bound = {
+            "codec.kind hunyuan-vae": (self.codec.kind == "hunyuan-vae", HUNYUAN),
+            "initial.origin flux.1-dev": (self.initial.origin == "flux.1-dev", FLUX_DEV),
+        }
+        used = {field: licence for field, (is_used, licence) in bound.items() if is_used}
+        if used and self.preset != "paper":
+            field, licence = next(iter(used.items()))
+            raise ParisError("recipe.licence", f'{field}: {licence.name}; needs preset = "paper"')
+        stated = {licence.part for licence in self.licences}
+        return self.licences + tuple(x for x in used.values() if x.part not in stated)
+
+    def records(self) -> dict[str, Any]:
+        """The sections that enter the manifest and the policy as they are, reals as strings."""
+        return {
+            "name": self.name,
+            "notes": list(self.notes),
+            "geometry": _plain(self.geometry),
+            "expert": _plain(self.expert.config()),
+            "recipe": _plain(self.recipe),
+            "router": _plain(self.router),
+            "sampler": _plain(self.sampler),
+            "plan": _plain(self.plan),
+            "margins": None if self.margins is None else _plain(self.margins),
+            "policy": {k: v for k, v in _plain(self.policy).items() if v is not None},
+            "licences": [_plain(licence) for licence in self.check_licences()],
+        }
+
+
+def _plain(section: Section | ExpertConfig) -> dict[str, Any]:
+    """Fields as JSON values: floats as decimal strings, tuples as lists."""
+    if isinstance(section, ExpertConfig):
+        fields = {name: getattr(section, name) for name in section.__dataclass_fields__}
+    else:
+        fields = section.model_dump()
+    return {name: _value(value) for name, value in fields.items()}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, float):
+        return decimal(value)
+    return [_value(part) for part in value] if isinstance(value, tuple | list) else value
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe in a file. Raises `recipe.invalid` (naming the field) or `recipe.licence`."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise ParisError("recipe.invalid", f"{path.name} is larger than 1 MiB")
+        table = tomllib.loads(raw.decode("utf-8"))
+    except OSError as error:
+        raise ParisError("recipe.invalid", f"{path}: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ParisError("recipe.invalid", f"{path.name}: {error}") from error
+    try:
+        recipe = Recipe.model_validate(table)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        words = str(first["msg"]).removeprefix("Value error, ")
+        raise ParisError("recipe.invalid", f"{field}: {words}" if field else words) from error
+    recipe._folder = path.resolve().parent
+    for section in ("codec", "text", "initial"):
+        name = getattr(recipe, section).file
+        if name is not None and not recipe.file(name).is_file():
+            raise ParisError("recipe.invalid", f"{section}.file: no file {name} beside the recipe")
+    recipe.check_licences()
+    return recipe

@@ -1,0 +1,337 @@
+"""The coordinator's working day: carries out what the desk says is due, one job at a time.
+
+What is due is a function of the ledger, so a shift that was killed at any moment is simply begun
+again: a job's result counts when its statement is in the ledger, and not before. Jobs that fail are
+tried again later, ever less often, and do not hold up the others::
+
+    shift = Shift(office, worker, note)
+    while await shift.step(): ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from paris_coordinator import judging, release
+from paris_coordinator.board import Work
+from paris_coordinator.events import (
+    Effect,
+    Publish,
+    RunMerge,
+    RunRelease,
+    RunRouter,
+    RunSamples,
+    Sampled,
+    Tick,
+    Trained,
+    Verify,
+)
+from paris_coordinator.merging import Part, merge_shares
+from paris_coordinator.office import Office
+from paris_protocol.canonical import canonical, real
+from paris_protocol.errors import ParisError
+from paris_protocol.records import (
+    Head,
+    Layer,
+    Merge,
+    MergeInput,
+    Policy,
+    Release,
+    TensorFile,
+    Verdict,
+)
+
+Json = dict[str, Any]
+Note = Callable[[str, Json], None]
+"""Told about every job: what it was, and its facts (with `seconds`)."""
+
+FIRST_WAIT = 5.0
+LONGEST_WAIT = 600.0
+
+
+class Jobs(Protocol):
+    """Whoever runs the heavy work: `worker.Worker`, or a double in tests."""
+
+    async def run(self, job: Json, timeout: float = 3600.0) -> Json:
+        """The job's answer, or ParisError."""
+
+
+class Shift:
+    """One coordinator's loop of work."""
+
+    def __init__(self, office: Office, jobs: Jobs, note: Note) -> None:
+        self.office, self._jobs, self._note = office, jobs, note
+        self._later: dict[Effect, tuple[float, float]] = {}
+        self._samples_every = office.state.settings().samples_every
+
+    async def step(self) -> bool:
+        """Carries out the most urgent thing that is due; False when nothing is."""
+        now = time.monotonic()
+        due = self.office.desk.handle(Tick(self._samples_every), self.office.now())
+        for effect in [*self._unpublished(), *due]:
+            wait, until = self._later.get(effect, (0.0, 0.0))
+            if until > now:
+                continue
+            began = time.monotonic()
+            try:
+                facts = await self._do(effect)
+            except ParisError as error:
+                wait = min(LONGEST_WAIT, 2 * wait or FIRST_WAIT)
+                self._later[effect] = (wait, time.monotonic() + wait)
+                facts = {"error": error.code, "detail": error.detail, "again_in": wait}
+            seconds = round(time.monotonic() - began, 3)
+            self._note(type(effect).__name__.lower(), {**facts, "seconds": seconds})
+            return True
+        return False
+
+    async def _do(self, effect: Effect) -> Json:
+        match effect:
+            case Verify(contribution):
+                return await self._verify(contribution)
+            case RunMerge(expert, contributions):
+                return await self._merge(expert, contributions)
+            case RunRouter():
+                return await self._router()
+            case RunSamples(roots):
+                return await self._samples(roots)
+            case RunRelease():
+                return await self._release()
+            case Publish(release_id):
+                return await self._publish(release_id)
+        raise AssertionError(effect)
+
+    # ------------------------------------------------------------ verdicts
+
+    async def _verify(self, contribution: str) -> Json:
+        office = self.office
+        work = office.desk.work_of(contribution)
+        policy = office.policy(work.record.policy).record
+        answer = await self._jobs.run(await asyncio.to_thread(self._verify_job, work, policy))
+        layers = tuple(Layer.model_validate_json(json.dumps(layer)) for layer in answer["layers"])
+        accepted, code = judging.decide(layers, policy, work.record.round)
+        if work.state != "queued":
+            return {"contribution": contribution, "code": "unit.closed"}
+        verdict = await office.file(
+            Verdict(
+                contribution=contribution,
+                assignment=work.id,
+                node=work.record.node,
+                expert=work.record.expert,
+                round=work.record.round,
+                accepted=accepted,
+                code=code,
+                layers=layers,
+                policy=work.record.policy,
+                at=office.now(),
+            )
+        )
+        return {"contribution": contribution, "verdict": verdict.id, "code": code}
+
+    def _verify_job(self, work: Work, policy: Policy) -> Json:
+        office, record = self.office, work.record
+        rivals = [
+            {"id": rival.contribution, "node": rival.record.node, "path": self._update(rival)}
+            for rival in office.desk.rivals(work)
+            if _sound(rival)
+        ]
+        return {
+            "job": "verify",
+            "genesis": str(office.state.genesis_file),
+            "assignment": record.model_dump(mode="json"),
+            "commitment": work.committed and work.committed.model_dump(mode="json"),
+            "contribution": work.done.model_dump(mode="json"),
+            "update": self._update(work),
+            "parent": str(office.head_file(record.parent)),
+            "private": str(office.state.private_shard("validation", record.expert)),
+            "others": rivals,
+            "history": office.desk.relative_norms(record.round),
+            "policy": policy.model_dump(mode="json"),
+            "secret": office.secret("held-out"),
+        }
+
+    def _update(self, work: Work) -> str:
+        return str(self.office.store.path(work.done.update.blob))
+
+    # ------------------------------------------------------------ merges
+
+    async def _merge(self, expert: int, contributions: tuple[str, ...]) -> Json:
+        office, desk = self.office, self.office.desk
+        head = desk.experts[expert].head
+        works = [desk.work_of(contribution) for contribution in contributions]
+        shares = merge_shares(
+            [Part(work.contribution or "", work.done.steps, _norm(work)) for work in works]
+        )
+        inputs = tuple(
+            MergeInput(
+                contribution=share.contribution,
+                update=work.done.update,
+                weight=share.weight.hex(),
+                scale=share.scale.hex(),
+            )
+            for work, share in zip(works, shares, strict=True)
+        )
+        attempt = desk.experts[expert].attempt
+        out = office.state.heads / f"expert{expert}-{head.round + 1}.{attempt}.safetensors"
+        job = await asyncio.to_thread(self._merge_job, head, expert, works, inputs, out)
+        answer = await self._jobs.run(job)
+        blob = await asyncio.to_thread(office.store.add_file, out)
+        merge = await office.file(
+            Merge(
+                expert=expert,
+                round=head.round,
+                parent=head,
+                inputs=inputs,
+                result=TensorFile(blob=blob, root=answer["root"]),
+                published=not answer["worse"],
+                numbers=tuple((name, value) for name, value in answer["numbers"]),
+                policy=desk.policy.number,
+                at=office.now(),
+            )
+        )
+        found = {"expert": expert, "round": head.round, "merge": merge.id}
+        return {**found, "published": merge.record.published}
+
+    def _merge_job(
+        self, head: Head, expert: int, works: list[Work], inputs: tuple[MergeInput, ...], out: Path
+    ) -> Json:
+        office = self.office
+        return {
+            "job": "merge",
+            "genesis": str(office.state.genesis_file),
+            "parent": str(office.head_file(head)),
+            "inputs": [
+                {"path": self._update(work), "weight": part.weight, "scale": part.scale}
+                for work, part in zip(works, inputs, strict=True)
+            ],
+            "out": str(out),
+            "private": str(office.state.private_shard("validation", expert)),
+            "policy": office.desk.policy.model_dump(mode="json"),
+            "secret": office.secret("held-out"),
+        }
+
+    # ------------------------------------------------------------ router, samples, release
+
+    def _seed(self, purpose: str) -> str:
+        return hashlib.sha256(f"{self.office.network}/{purpose}".encode()).hexdigest()
+
+    async def _router(self) -> Json:
+        office = self.office
+        answer = await self._jobs.run(await asyncio.to_thread(self._router_job))
+        await office.tell(Trained(json.dumps(answer["report"], sort_keys=True)))
+        return {"report": answer["report"]}
+
+    def _router_job(self) -> Json:
+        office, clusters = self.office, self.office.genesis.record.clusters
+        return {
+            "job": "router",
+            "genesis": str(office.state.genesis_file),
+            "shards": [
+                [cluster.index, str(office.store.path(shard.file.blob))]
+                for cluster in clusters
+                for shard in cluster.shards
+            ],
+            "private": [
+                [cluster.index, str(office.state.private_shard("validation", cluster.index))]
+                for cluster in clusters
+            ],
+            "out": str(office.state.router),
+            "seed": self._seed("router"),
+        }
+
+    def _models_job(self, name: str, heads: tuple[Head, ...]) -> Json:
+        """What samples and bundle have in common."""
+        office, genesis = self.office, self.office.genesis.record
+        codec, text, router = genesis.codec.file, genesis.text.file, office.state.router
+        return {
+            "job": name,
+            "genesis": str(office.state.genesis_file),
+            "heads": [str(office.head_file(head)) for head in heads],
+            "router": str(router) if router.exists() else None,
+            "codec": codec and str(office.store.path(codec.blob)),
+            "text": text and str(office.store.path(text.blob)),
+        }
+
+    async def _samples(self, roots: tuple[str, ...]) -> Json:
+        office = self.office
+        prompts = office.state.settings().prompts
+        files: tuple[str, ...] = ()
+        if prompts:
+            heads = tuple(expert.head for expert in office.desk.experts)
+            job = await asyncio.to_thread(self._models_job, "samples", heads)
+            job |= {"prompts": list(prompts), "out": str(office.state.samples)}
+            answer = await self._jobs.run(job | {"seed": self._seed("samples")})
+            files = tuple(str(Path(file).name) for file in answer["files"])
+        await office.tell(Sampled(roots, files))
+        return {"files": len(files)}
+
+    async def _release(self) -> Json:
+        office, desk = self.office, self.office.desk
+        heads = tuple(expert.head for expert in desk.experts)
+        number = len(desk.releases) + 1
+        models, folder = office.state.releases / ".models", self._draft(number)
+        job = await asyncio.to_thread(self._models_job, "bundle", heads)
+        answer = await self._jobs.run(job | {"out": str(models)})
+        source = release.ReleaseSource(
+            genesis=office.genesis,
+            policies=[office.policies[n] for n in sorted(office.policies)],
+            heads=heads,
+            lineage=[office.sealed(id) for id in office.lineage(heads)],
+            models=models,
+            router_root=answer["router_root"],
+            router_report=json.loads(desk.router or "{}"),
+            number=number,
+            previous=next(reversed(desk.releases), None),
+            at=office.now(),
+        )
+        record = await asyncio.to_thread(release.draft, source, folder)
+        sealed = await office.file(record)
+        await asyncio.to_thread(shutil.rmtree, models, True)
+        return {"number": number, "release": sealed.id}
+
+    def _draft(self, number: int) -> Path:
+        return self.office.state.releases / f".draft-{number}"
+
+    def _unpublished(self) -> list[Effect]:
+        """Releases of the ledger without a folder: just signed, or a kill came in between."""
+        releases, folder = self.office.desk.releases, self.office.state.releases
+        return [Publish(id) for id, r in releases.items() if not (folder / str(r.number)).exists()]
+
+    async def _publish(self, id: str) -> Json:
+        """Gives a signed release its proof and its folder."""
+        office, record = self.office, self.office.desk.releases[id]
+        lineage = office.lineage(self._released(record))
+        proof = canonical(await office.evidence([id, *lineage]))
+        draft, folder = self._draft(record.number), office.state.releases / str(record.number)
+        await asyncio.to_thread(release.publish, draft, office.sealed(id), proof, folder)
+        return {"number": record.number, "folder": str(folder)}
+
+    def _released(self, record: Release) -> list[Head]:
+        """The heads that a release was made of."""
+        heads = []
+        for expert in record.experts:
+            if expert.merge is not None:
+                merge = self.office.desk.merges[expert.merge]
+                heads.append(Head(round=merge.round + 1, weights=merge.result, merge=expert.merge))
+        return heads
+
+
+def _sound(work: Work) -> bool:
+    """Whether its update passed L0, so that it can be opened for comparison."""
+    return work.judged is not None and any(layer.passed for layer in work.judged.layers[:1])
+
+
+def _norm(work: Work) -> float:
+    """The norm of an accepted update, from the numbers of its verdict (L2)."""
+    if work.judged is not None:
+        for layer in work.judged.layers:
+            for name, value in layer.numbers:
+                if name == "norm":
+                    return real(value)
+    raise ParisError("internal", f"the verdict on {work.contribution} names no norm")

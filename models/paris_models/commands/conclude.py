@@ -1,0 +1,266 @@
+"""The demo's conclusions: measured quality, losses, attacks and pictures, as the report's data.
+
+Facts of the network come from its signed log (`evidence`), numbers of quality from videos sampled
+here with the pulled release. The judge is a stand-in and is named as such. Where the clips were not
+the demo's own, quality is not measured and the report says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from paris_models import worlds
+from paris_models.checkpoint import load_tensors
+from paris_models.commands.evidence import Evidence, Judged
+from paris_models.commands.report import Row, contact_sheet
+from paris_models.evaluate import held_out_losses, paired
+from paris_models.expert import expert_from
+from paris_models.judge import NAME, Judge
+from paris_models.releases import LoadedRelease, generate, load_release
+from paris_models.shards import read_shards
+from paris_models.video import write_mp4
+from paris_protocol.errors import REASONS
+
+if TYPE_CHECKING:
+    from paris_models.commands.demo import Demo
+
+GATE = 0.95
+HELD_SEED = 200
+HELD_KEY = hashlib.sha256(b"paris/demo/judge").digest()[:16]
+SHOWN = tuple(w * 72 + c * 12 + m * 3 + s for w in range(3) for m, c, s in ((0, 0, 0), (1, 2, 1), (2, 3, 2), (3, 4, 0)))
+"""Twelve captions: three worlds × four motions, with different colours and shapes."""
+WOULD_CATCH = {"sign-flip": "L3", "inflate": "L2", "noise": "L2", "copy": "L2", "tamper": "L0"}
+PACKAGES = ("paris-ddm", "torch", "diffusers", "hivemind", "safetensors", "cryptography", "av")
+
+
+def conclude(demo: Demo, evidence: Evidence) -> dict[str, Any]:
+    """All of the report's data; writes sample sheets and videos beside it."""
+    torch.set_num_threads(2)
+    loaded = load_release(demo.out / "release")
+    demos_own = demo.clips == demo.out / "clips"
+    initial = initial_release(loaded, demo.out / "prepared" / "initial.safetensors")
+    quality = measure_quality(loaded, initial, demo.assets, demo.scale.prompts) if demos_own else no_quality()
+    passed = bool(quality["gate_passed"])
+    sheets, videos = show(demo.out, loaded, initial) if demos_own else ([], [])
+    names = node_names(demo)
+    hostile = {node for node, name in names.items() if name == "hostile"}
+    judged = evidence.judged()
+    attacks = told_attacks(demo.out / "hostile" / "attacks.jsonl", judged, evidence)
+    report = {
+        "verified": True,
+        "smoke": demo.scale.recipe == "smoke.toml",
+        "network": demo.coordinator.network,
+        "schedule": schedule(evidence),
+        "contributions": {
+            "honest": {
+                "accepted": sum(j.accepted for j in judged if j.node not in hostile),
+                "refused": sum(not j.accepted for j in judged if j.node not in hostile),
+            },
+            "hostile": {
+                "accepted": [{"attack": a["attack"], "contribution": a["contribution"], "layer": a["layer"]} for a in attacks if not a["caught"]],
+                "refused": sum(not j.accepted for j in judged if j.node in hostile),
+            },
+        },
+        "refused": refusals(attacks),
+        "merges": [
+            {"id": id, "expert": m.expert, "round": m.round, "inputs": len(m.inputs), "published": m.published}
+            for id, m in evidence.merges()
+        ],
+        "loss": losses(demo.out, loaded, initial),
+        "router_accuracy": router_accuracy(loaded),
+        "quality": quality,
+        "gates": [{"name": "all factors right", "value": quality["all_right"], "limit": GATE, "passed": passed if demos_own else None}],
+        "bytes": moved_bytes(demo),
+        "seconds": {**demo.seconds, "all": round(demo.fleet.seconds(), 1)},
+        "peak_pss_mb": round(demo.fleet.peak_pss_mb, 1),
+        "interruptions": demo.interruptions,
+        "release_digest": hashlib.sha256((demo.out / "release" / "release.json").read_bytes()).hexdigest(),
+        "versions": versions(),
+    }
+    return {
+        "report": report,
+        "timeline": [asdict(span) for span in demo.fleet.spans] + log_spans(demo, evidence, names),
+        "curves": evidence.curves(len(loaded.experts)),
+        "attacks": attacks,
+        "sheets": sheets,
+        "videos": videos,
+        "where_time_went": demo.seconds,
+        "notes": demo.notes,
+    }
+
+
+# ---------------------------------------------------------------- quality
+
+
+def initial_release(loaded: LoadedRelease, weights: Path) -> LoadedRelease:
+    """The same release with the initial checkpoint in the place of every expert."""
+    model = expert_from(loaded.settings.expert, load_tensors(weights)).eval().requires_grad_(False)
+    return LoadedRelease(loaded.folder, loaded.settings, [model] * len(loaded.experts))  # type: ignore[arg-type]
+
+
+def sample(loaded: LoadedRelease, captions: Sequence[int], seed: int) -> Tensor:
+    """Videos of captions, uint8 (n, 3, F, H, W), in batches that fit a small machine."""
+    prompts = [worlds.CAPTIONS[c] for c in captions]
+    return torch.cat([generate(loaded, loaded.text.encode(prompts[i : i + 192]), seed=seed + i) for i in range(0, len(prompts), 192)])
+
+
+def measure_quality(loaded: LoadedRelease, initial: LoadedRelease, assets: Path, n: int) -> dict[str, Any]:
+    """Scores of the release, of the initial checkpoint, and the floors, on n held-out prompts."""
+    judge = Judge.load(assets / "judge.safetensors")
+    clips, captions = (part[-n:] for part in worlds.render(1536, HELD_SEED))
+    floors = judge.floors(clips, captions, loaded.codec)
+    after = judge.score(sample(loaded, captions.tolist(), 7), captions)
+    before = judge.score(sample(initial, captions.tolist(), 7), captions)
+    return {
+        **tidy(after),
+        "n": n,
+        "frozen_frame": tidy(floors["frozen_frame"]),
+        "real": tidy(floors["real"]),
+        "initial": tidy(before),
+        "gate_passed": after["all_right"] >= GATE,
+        "judge": NAME,
+    }
+
+
+def tidy(score: dict[str, float]) -> dict[str, float]:
+    """The headline numbers of a score."""
+    return {k: round(score[k], 4) for k in ("all_right", "world", "colour", "motion", "shape", "fvd")}
+
+
+def no_quality() -> dict[str, Any]:
+    """What stands in the report when the judge does not know the clips' world."""
+    nothing = {"all_right": 0.0, "motion": 0.0, "fvd": 0.0}
+    return {**nothing, "n": 0, "frozen_frame": nothing, "initial": nothing, "gate_passed": False, "judge": "none: the clips were given"}
+
+
+def losses(out: Path, loaded: LoadedRelease, initial: LoadedRelease) -> dict[str, Any]:
+    """Held-out loss of initial checkpoint and release on the audit clips, which nobody trained on or verified with."""
+    found = {}
+    settings = loaded.settings
+    for k in range(len(loaded.experts)):
+        clips = read_shards([out / "coordinator" / "private" / f"audit{k}.safetensors"])
+        before, after = (
+            held_out_losses(dict(each.experts[k].named_parameters()), settings.expert, settings.recipe, clips, HELD_KEY)
+            for each in (initial, loaded)
+        )
+        result = paired(before, after)
+        found[str(k)] = {"before": round(result.before, 6), "after": round(result.after, 6), "se": round(result.se, 6), "n": result.n}
+    return found
+
+
+def router_accuracy(loaded: LoadedRelease) -> float | None:
+    """Held-out accuracy over all times, from the router's own calibration report."""
+    report = dict(loaded.router.config).get("report") or {}
+    value = report.get("accuracy")
+    return None if value is None else float(value)
+
+
+def show(out: Path, loaded: LoadedRelease, initial: LoadedRelease) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Videos of the release and the sheet real / before / after for twelve prompts."""
+    after, before = sample(loaded, SHOWN, 9), sample(initial, SHOWN, 9)
+    clips, captions = worlds.render(1536, HELD_SEED)
+    rows, videos = [], []
+    for i, caption in enumerate(SHOWN):
+        matches = (captions == caption).nonzero()[:, 0].tolist()
+        real = clips[matches[0]] if matches else torch.zeros_like(clips[0])
+        text = worlds.CAPTIONS[caption]
+        rows.append(Row(text, real=real.numpy(), before=before[i].numpy(), after=after[i].numpy()))
+        name = f"videos/{text.replace(' ', '-')}.mp4"
+        write_mp4(out / name, after[i], worlds.GEOMETRY.fps, scale=10)
+        videos.append({"title": text, "file": name})
+    contact_sheet(rows, out / "samples.png")
+    return [{"title": "real · before (initial checkpoint) · after (release)", "png": "samples.png"}], videos
+
+
+# ---------------------------------------------------------------- the network
+
+
+def node_names(demo: Demo) -> dict[str, str]:
+    """Node id → the name under which the demo started it."""
+    return {str(status["node"]): name for name, status in demo.last_status.items() if "node" in status}
+
+
+def told_attacks(path: Path, judged: Sequence[Judged], evidence: Evidence) -> list[dict[str, Any]]:
+    """What the hostile volunteer says it did, and what the log says became of it."""
+    verdicts = {j.id: j for j in judged}
+    merged = evidence.merged()
+    told = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        entry = json.loads(line)
+        verdict = verdicts.get(entry["contribution"])
+        caught = verdict is not None and not verdict.accepted
+        if verdict is None:
+            layer, code, sentence = "L0", "", "refused at the door or never judged; it was not merged"
+            caught = entry["contribution"] not in merged
+        elif caught:
+            layer, code = verdict.layer, verdict.code
+            sentence = REASONS[code].text if code in REASONS else code
+        else:
+            layer, code, sentence = "L4", "", "passed L0 to L3; the replay audit would catch it"
+        told.append({"attack": entry["attack"], "contribution": entry["contribution"], "layer": layer, "code": code, "sentence": sentence, "caught": caught})
+    return told
+
+
+def refusals(attacks: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """attack → layer → how many were refused there."""
+    table: dict[str, Counter[str]] = {}
+    for attack in attacks:
+        if attack["caught"]:
+            table.setdefault(attack["attack"], Counter())[attack["layer"]] += 1
+    return {attack: dict(count) for attack, count in table.items()}
+
+
+def schedule(evidence: Evidence) -> str:
+    """The unit schedule that the assignments name."""
+    plans = {a.plan for a in evidence.assignments().values()}
+    return "; ".join(sorted(plans))
+
+
+def log_spans(demo: Demo, evidence: Evidence, names: dict[str, str]) -> list[dict[str, Any]]:
+    """Units and merges as bars of the timeline, from the times in signed statements."""
+    zero = demo.fleet.began_at
+    spans = []
+    verdicts = {j.id: j for j in evidence.judged()}
+    assignments = evidence.assignments()
+    for id, (contribution, node) in evidence.contributions().items():
+        lease = assignments.get(contribution.assignment)
+        if lease is None:
+            continue
+        start = lease.issued - zero
+        verdict = verdicts.get(id)
+        mark = "" if verdict is None else " ✓" if verdict.accepted else f" ✗ {verdict.code}"
+        spans.append({"process": names.get(node, node[8:16]), "kind": "train", "start": max(0.0, start), "end": start + max(1, contribution.seconds), "label": f"expert {lease.expert} round {lease.round}{mark}"})
+    for _, merge in evidence.merges():
+        at = merge.at - zero
+        spans.append({"process": "coordinator", "kind": "merge", "start": at - 1, "end": at, "label": f"merge expert {merge.expert} round {merge.round}"})
+    return spans
+
+
+def moved_bytes(demo: Demo) -> dict[str, int]:
+    """Bytes that the volunteers moved, by way."""
+    total: Counter[str] = Counter()
+    for status in demo.last_status.values():
+        total.update({k: int(v) for k, v in (status.get("bytes") or {}).items()})
+    return dict(total)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what matters most."""
+    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found

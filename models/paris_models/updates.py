@@ -1,0 +1,90 @@
+"""Updates: what training changed, as tensors that cross the network, and their statistics.
+
+An update is result − parent per tensor, in float32 or rounded to bfloat16. Updates and parents
+whose tensors differ in name or shape are refused with `ValueError`::
+
+    update = make_update(parent, result, "dense-bf16")
+    s = statistics(update, parent)                   # s.relative = ‖update‖ / ‖parent‖
+    candidate = apply_update(parent, update)         # float32
+    cosine(update, other)                            # 1.0 for a copy
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+Codec = Literal["dense-f32", "dense-bf16"]
+DTYPES: Final[Mapping[str, torch.dtype]] = {
+    "dense-f32": torch.float32,
+    "dense-bf16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateStats:
+    """Size of an update: Euclidean norms (float64), in all and by block, and its largest value."""
+
+    norm: float
+    relative: float
+    blocks: dict[str, float]
+    max_abs: float
+    finite: bool
+
+
+def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    if a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
+        raise ValueError("the tensors differ in names or shapes")
+
+
+def make_update(
+    parent: Mapping[str, Tensor], result: Mapping[str, Tensor], codec: Codec
+) -> dict[str, Tensor]:
+    """result − parent in float32, stored as the codec says."""
+    _same(parent, result)
+    return {n: (result[n].float() - parent[n].float()).to(DTYPES[codec]) for n in sorted(parent)}
+
+
+def apply_update(parent: Mapping[str, Tensor], update: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """parent + update in float32: the expert that a contribution proposes."""
+    _same(parent, update)
+    return {name: parent[name].float() + update[name].float() for name in parent}
+
+
+def block_of(name: str) -> str:
+    """The block that a parameter belongs to: `transformer_blocks.3`, or the module outside them."""
+    first, *rest = name.split(".")
+    return f"{first}.{rest[0]}" if first.endswith("transformer_blocks") and rest else first
+
+
+def statistics(update: Mapping[str, Tensor], parent: Mapping[str, Tensor]) -> UpdateStats:
+    """Norms of an update, alone and relative to its parent; finite is false if any value is not."""
+    _same(parent, update)
+    squares: dict[str, float] = {}
+    largest, base = 0.0, 0.0
+    for name in sorted(update):
+        tensor = update[name].double()
+        block = block_of(name)
+        squares[block] = squares.get(block, 0.0) + float(tensor.square().sum())
+        largest = max(largest, float(tensor.abs().max())) if tensor.numel() else largest
+        base += float(parent[name].double().square().sum())
+    norm = math.sqrt(sum(squares.values()))
+    finite = all(bool(torch.isfinite(tensor).all()) for tensor in update.values())
+    relative = norm / math.sqrt(base) if base > 0 else math.inf
+    blocks = {block: math.sqrt(square) for block, square in squares.items()}
+    return UpdateStats(norm, relative, blocks, largest, finite)
+
+
+def cosine(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """Cosine of the angle between two updates over all tensors (float64); 0 if either is zero."""
+    _same(a, b)
+    dot = first = second = 0.0
+    for name in sorted(a):
+        x, y = a[name].double().flatten(), b[name].double().flatten()
+        dot, first, second = dot + float(x @ y), first + float(x @ x), second + float(y @ y)
+    return dot / math.sqrt(first * second) if first > 0 and second > 0 else 0.0

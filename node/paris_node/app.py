@@ -1,0 +1,360 @@
+"""The agent: one asyncio process that performs what the volunteer's core decides.
+
+It puts the parts together (journal, blob store, control client, network process, trainer, control
+socket), journals every transition before it acts on it, and is the only place that owns a clock.
+It refuses a folder that is in use, of another network or newer (`state.*`)::
+
+    code = asyncio.run(run_agent(folder, until_finished=True))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import json
+import logging
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from paris_node import logs, receipts
+from paris_node.config import Settings, load_settings
+from paris_node.consent import Consent, Said, Wish
+from paris_node.control import FolderLock, Server
+from paris_node.jobs import BOOTSTRAPS, Jobs, Kit, NetworkOver, is_final
+from paris_node.journal import Journal
+from paris_node.machine import Machine, RealMachine
+from paris_node.training import TrainerProcess
+from paris_node.view import describe
+from paris_node.volunteer import (
+    Assigned,
+    Done,
+    Effect,
+    Event,
+    Failed,
+    Forbidden,
+    Halt,
+    Over,
+    Pace,
+    Phase,
+    Progress,
+    Quit,
+    Start,
+    Tick,
+    Volunteer,
+    Wake,
+)
+from paris_protocol.envelope import open_genesis, seal
+from paris_protocol.errors import ParisError
+from paris_protocol.keys import load_key
+from paris_protocol.net.control import HttpControl
+from paris_protocol.net.process import NetworkProcess
+from paris_protocol.net.store import BlobStore
+from paris_protocol.records import Beat
+
+DISK_RETRY: Final = 5.0
+MakeJobs = Callable[[Kit], Jobs]
+
+
+def version() -> str:
+    """The version of the installed distribution."""
+    try:
+        return importlib.metadata.version("paris-ddm")
+    except importlib.metadata.PackageNotFoundError:
+        return "0.1.0"
+
+
+def make_kit(folder: Path, settings: Settings, machine: Machine | None = None) -> Kit:
+    """Open everything that stands in the state folder; starts no process yet."""
+    invite = settings.invite
+    try:
+        genesis = open_genesis((folder / "genesis.json").read_bytes(), invite.network)
+    except FileNotFoundError as error:
+        raise ParisError("state.missing", str(folder)) from error
+    journal = Journal.open(folder / "journal.sqlite", genesis.id)
+    quota = settings.quota_mb << 20 if settings.quota_mb else None
+    return Kit(
+        folder=folder,
+        settings=settings,
+        version=version(),
+        key=load_key(folder / "key"),
+        network=genesis.id,
+        genesis=genesis.record,
+        journal=journal,
+        store=BlobStore(folder / "store", quota),
+        control=HttpControl(invite.url, genesis.id, clock=time.time),
+        swarm=None,
+        trainer=TrainerProcess(folder / "logs" / "trainer.log"),
+        machine=machine or RealMachine(),
+        clock=time.time,
+        log=logging.getLogger("paris.node"),
+    )
+
+
+class Agent:
+    """One volunteer at work; `run` returns when the owner, or the end of the network, says so."""
+
+    def __init__(self, kit: Kit, jobs: Jobs, *, until_finished: bool = False) -> None:
+        self.kit, self.jobs = kit, jobs
+        settings = kit.settings
+        pace = Pace(settings.retry, settings.retry_cap, salt=kit.key.id)
+        self.volunteer = Volunteer(pace, kit.journal.memory(), until_over=until_finished)
+        wish = kit.journal.fact("wish")
+        self.consent = Consent(Wish(wish) if wish in ("pause", "finish") else Wish.RUN)
+        self.since = kit.clock()
+        self._events: asyncio.Queue[tuple[Event, str]] = asyncio.Queue()
+        self._wake = 0.0
+        self._job: asyncio.Task[None] | None = None
+        self._halting: asyncio.Task[None] | None = None
+        self._training = False
+        self._quit = False
+        self._disk_full = False
+
+    async def run(self) -> None:
+        """Live; what is running is saved and ended before this returns."""
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(name, self._said, Wish.STOP)
+        verbs = {"status": self._status, "receipts": self._receipts} | {
+            wish.value: self._wish(wish) for wish in (Wish.PAUSE, Wish.FINISH, Wish.STOP)
+        }
+        server = Server(self.kit.folder, {**verbs, "resume": self._wish(Wish.RUN)})
+        await server.start()
+        beats = asyncio.create_task(self._beat())
+        try:
+            await self._hear(self.consent.decision, "started")
+            while not self._quit:
+                await self._hear(*await self._next_event())
+        finally:
+            beats.cancel()
+            await self._settle()
+            await server.close()
+            with contextlib.suppress(ParisError, OSError):
+                await asyncio.wait_for(receipts.refresh(self.kit), 20)
+
+    async def _next_event(self) -> tuple[Event, str]:
+        wait = self._wake - asyncio.get_running_loop().time()
+        try:
+            return await asyncio.wait_for(self._events.get(), max(0.0, wait))
+        except TimeoutError:
+            return Tick(), "alarm"
+
+    # ------------------------------------------------------------ the core and its effects
+
+    async def _hear(self, event: Event, note: str) -> None:
+        before, why = self.volunteer.memory, self.volunteer.why
+        effects = self.volunteer.handle(event, asyncio.get_running_loop().time())
+        if self.volunteer.memory != before:
+            await self._write_down(note)
+            self.kit.log.info("phase.%s", self.volunteer.phase, extra=self._about(note=note))
+        if self.volunteer.why != why:
+            self.since = self.kit.clock()
+            self.kit.log.info("why.%s", self.volunteer.why)
+        for effect in effects:
+            self._perform(effect)
+        if isinstance(event, Forbidden):
+            # The owner gets the memory back even if the trainer only waited for a next unit.
+            self._halting = asyncio.create_task(self._end(None, self._halting, free=True))
+        if self.consent.wish is Wish.STOP:
+            self._quit = True
+
+    async def _write_down(self, note: str) -> None:
+        """Journal the state before acting on it; a full disk stops the node until there is room."""
+        while True:
+            try:
+                self.kit.journal.record(self.volunteer.memory, note, self.kit.clock())
+            except ParisError as error:
+                if error.code != "disk.full":
+                    raise
+                self._disk_full = True
+                self.kit.log.error("disk.full", extra={"detail": error.detail})
+                await asyncio.sleep(DISK_RETRY)
+            else:
+                self._disk_full = False
+                return
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Start():
+                self._job = asyncio.create_task(self._do(effect, self._halting))
+                self._training = effect.phase is Phase.TRAINING
+            case Halt():
+                end = self._end(self._job, self._halting, free=self._training)
+                self._halting, self._job = asyncio.create_task(end), None
+            case Wake(at):
+                self._wake = at
+            case Quit():
+                self._quit = True
+
+    async def _do(self, start: Start, before: asyncio.Task[None] | None) -> None:
+        """Do one job and report how it ended; the one place where a failure becomes an event."""
+        turn, phase = start.turn, start.phase
+        if before is not None:
+            await asyncio.shield(before)
+        try:
+            if start.unit is None:
+                unit = await self.jobs.ask()
+                self._events.put_nowait((Assigned(turn, unit), "assigned"))
+            else:
+                await self.jobs.run(phase, start.unit, lambda step: self._progress(turn, step))
+                self._events.put_nowait((Done(turn), "done"))
+        except NetworkOver:
+            self._events.put_nowait((Over(), "network.finished"))
+        except ParisError as error:
+            self._failed(start, error)
+        except OSError as error:
+            full = error.errno in (28, 122)
+            self._failed(start, ParisError("disk.full" if full else "internal", str(error)[:200]))
+        except Exception as error:  # an unforeseen failure is retried, and told
+            self.kit.log.exception("job.%s", phase)
+            self._failed(start, ParisError("internal", f"{type(error).__name__}: {error}"[:200]))
+
+    def _failed(self, start: Start, error: ParisError) -> None:
+        final = is_final(start.phase, error.code)
+        if final and start.unit is not None:
+            self.kit.journal.settle(start.unit, error.code)
+        if error.code in ("network.version", "record.signer", "unit.unknown"):
+            self.kit.registered = False
+        extra = self._about(code=error.code, detail=error.detail)
+        self.kit.log.warning("job.failed", extra=extra)
+        event = Failed(start.turn, error.code, final, error.retry_after)
+        self._events.put_nowait((event, error.code))
+
+    def _progress(self, turn: int, step: int) -> None:
+        self._events.put_nowait((Progress(turn, step), "progress"))
+
+    async def _end(
+        self,
+        job: asyncio.Task[None] | None,
+        before: asyncio.Task[None] | None,
+        *,
+        free: bool,
+    ) -> None:
+        if before is not None:
+            await before
+        if job is not None:
+            job.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await job
+        if free and self.kit.trainer.pid is not None:
+            saved = await self.kit.trainer.pause(self.kit.settings.save_grace)
+            self.kit.log.info("trainer.ended", extra={"saved": saved})
+
+    async def _settle(self) -> None:
+        """End whatever runs, with its save, before the process ends."""
+        await self._end(self._job, self._halting, free=True)
+
+    # ------------------------------------------------------------ what others ask
+
+    def _said(self, wish: Wish) -> None:
+        for event in self.consent.handle(Said(wish)):
+            if wish is not Wish.STOP:
+                self.kit.journal.set_fact("wish", wish.value)
+            self._events.put_nowait((event, f"owner.{wish.value}"))
+
+    def _wish(self, wish: Wish) -> Callable[[Mapping[str, Any]], Any]:
+        async def verb(request: Mapping[str, Any]) -> dict[str, Any]:
+            begun = time.monotonic()
+            self._said(wish)
+            while not self._events.empty():
+                await asyncio.sleep(0.01)
+            if wish is Wish.PAUSE and self._halting is not None:
+                await asyncio.shield(self._halting)
+            return {"wish": self.consent.wish.value, "seconds": time.monotonic() - begun}
+
+        return verb
+
+    async def _status(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        kit = self.kit
+        view = describe(
+            kit.journal,
+            kit.folder,
+            why="disk.full" if self._disk_full else self.volunteer.why,
+            running=True,
+        )
+        view |= {
+            "step": self.volunteer.step,
+            "loss": kit.loss,
+            "since": self.since,
+            "wish": self.consent.wish.value,
+            "trainer": kit.trainer.pid,
+        }
+        if kit.swarm is not None:
+            view["swarm"] = (await kit.swarm.status()).as_json()
+        return view
+
+    async def _receipts(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        await receipts.refresh(self.kit)
+        return {}
+
+    async def _beat(self) -> None:
+        """Tell the coordinator that we are alive, and ask what became of our contributions."""
+        kit = self.kit
+        while True:
+            await asyncio.sleep(kit.settings.beat)
+            core = self.volunteer
+            step = core.step if core.phase is Phase.TRAINING else 0
+            phase, at = core.phase.value, int(kit.clock())
+            beat = Beat(at=at, assignment=core.unit, step=step, state=phase)
+            try:
+                answer = await kit.control.post("beat", seal(beat, kit.key, kit.network).raw)
+                if answer.get("finished") is True and not core.over:
+                    self._events.put_nowait((Over(), "network.finished"))
+                await receipts.refresh(kit)
+            except (ParisError, OSError) as error:
+                kit.log.info("beat.failed", extra={"detail": str(error)})
+
+    def _about(self, **extra: object) -> dict[str, object]:
+        return {"unit": self.volunteer.unit, **extra}
+
+
+async def run_agent(
+    folder: Path,
+    *,
+    until_finished: bool = False,
+    swarm: bool = True,
+    make_jobs: MakeJobs = Jobs,
+    machine: Machine | None = None,
+) -> None:
+    """Run the agent of an enrolled folder until it is stopped; see the module for refusals."""
+    settings = load_settings(folder)
+    with FolderLock(folder):
+        logs.to_file(folder)
+        kit = make_kit(folder, settings, machine)
+        if kit.journal.renewed is not None:
+            kit.log.error("state.corrupt", extra={"moved_to": kit.journal.renewed.name})
+        if swarm and settings.swarm:
+            kit.join_swarm = lambda: _join_swarm(kit)
+            if kit.journal.fact(BOOTSTRAPS) is not None:
+                await _join_swarm(kit)
+        try:
+            await Agent(kit, make_jobs(kit), until_finished=until_finished).run()
+        finally:
+            await kit.trainer.close()
+            if kit.swarm is not None:
+                await kit.swarm.close()
+            await kit.control.close()
+            kit.journal.close()
+
+
+async def _join_swarm(kit: Kit) -> None:
+    """Start the network process; a node without peers still works, by HTTPS alone."""
+    if kit.swarm is not None:
+        return
+    options: dict[str, Any] = {}
+    if kit.settings.listen:
+        options["host_maddrs"] = list(kit.settings.listen)
+    process = NetworkProcess(
+        kit.store,
+        kit.key,
+        kit.network,
+        bootstraps=json.loads(kit.journal.fact(BOOTSTRAPS) or "[]"),
+        log=kit.folder / "logs" / "network.log",
+        **options,
+    )
+    await process.start()
+    await process.announce(kit.store.ids())
+    kit.swarm = process

@@ -1,0 +1,194 @@
+"""A hostile volunteer, for demos and tests: the real node, which lies in what it hands in.
+
+One attack per unit, in order, each committed to as consistently as the attacker can: `sign-flip`,
+`inflate` (tenfold), `noise` (random, with the norms of honest work), `copy` (another node's update
+of the same round, fetched from the public interface and disguised), `tamper` (bytes that are not
+what was signed). After the last one it works honestly. It proves nothing about a network that it
+cannot harm; it shows which layer refuses what. What it did stands in STATE/attacks.jsonl::
+
+    python -m paris_node.hostile join INVITE --yes --state DIR --attacks sign-flip,copy
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+
+from paris_node import cli
+from paris_node.jobs import Hear, Jobs, Kit
+from paris_protocol.envelope import Sealed, unseal_any
+from paris_protocol.errors import ParisError
+from paris_protocol.log import TILE, Checkpoint, bundle_path, origin, parse_bundle
+from paris_protocol.net.fetch import fetch_blob
+from paris_protocol.records import Assignment, BlobRef, Contribution
+
+ATTACKS: Final = ("sign-flip", "inflate", "noise", "copy", "tamper")
+HONEST: Final = "honest"
+INFLATION: Final = 10.0
+DISGUISE: Final = 1e-3
+COPY_WAIT: Final = 60.0
+LOG: Final = "attacks.jsonl"
+
+
+class Hostile(Jobs):
+    """Honest in every phase but one: what it signs after training."""
+
+    def __init__(self, kit: Kit, attacks: tuple[str, ...]) -> None:
+        super().__init__(kit)
+        self.attacks = attacks
+        self.seen: dict[str, Sealed[Any]] = {}
+        """Statements of the log that were read already."""
+
+    async def train(self, unit: str, hear: Hear) -> None:
+        """Train, lie, and write down which lie it was."""
+        await super().train(unit, hear)
+        letter = self._letter(unit, "contribution")
+        note = self.kit.folder / "work" / unit / "attack"
+        if not note.exists() or any(one["contribution"] == letter.id for one in self.past()):
+            return
+        line = {"attack": note.read_text("utf-8"), "contribution": letter.id, "unit": unit}
+        with (self.kit.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**line, "at": round(self.kit.clock(), 3)}) + "\n")
+
+    async def craft(
+        self, unit: str, assignment: Assignment, result: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The result with this unit's lie in it."""
+        done = {one["attack"] for one in self.past()}
+        left = [attack for attack in self.attacks if attack not in done]
+        attack, victim = left[0] if left else HONEST, None
+        if attack == "copy":
+            victim = await self._victim(assignment)
+            if victim is None:  # nobody to copy from: that lie waits for the next unit
+                attack = left[1] if len(left) > 1 else HONEST
+        if attack != HONEST:
+            work = self.kit.folder / "work" / unit
+            result = await asyncio.to_thread(forge, attack, unit, result, work, victim)
+            (work / "attack").write_text(attack, "utf-8")
+            self.kit.log.info("hostile.%s", attack, extra={"unit": unit})
+        return result
+
+    def past(self) -> list[dict[str, Any]]:
+        """The attacks so far."""
+        path = self.kit.folder / LOG
+        return [json.loads(line) for line in path.open(encoding="utf-8")] if path.exists() else []
+
+    # ------------------------------------------------------------ stealing
+
+    async def _victim(self, assignment: Assignment) -> Path | None:
+        """Another node's update for the same head, as soon as there is one; None after a while."""
+        for _ in range(int(COPY_WAIT)):
+            try:
+                await self._read_log()
+                for ref in self._candidates(assignment):
+                    return await fetch_blob(
+                        ref, self.kit.store, None, self.kit.control, patience=5.0
+                    )
+            except (ParisError, aiohttp.ClientError) as error:
+                self.kit.log.info("hostile.waits", extra={"detail": str(error)})
+            await asyncio.sleep(1.0)
+        return None
+
+    def _candidates(self, assignment: Assignment) -> list[BlobRef]:
+        found = []
+        for sealed in self.seen.values():
+            record = sealed.record
+            if not isinstance(record, Contribution) or sealed.signer == self.kit.key.id:
+                continue
+            task = self.seen.get(record.assignment)
+            if task is not None and isinstance(task.record, Assignment):
+                same = (task.record.expert, task.record.parent)
+                if same == (assignment.expert, assignment.parent):
+                    found.append(record.update.blob)
+        return found
+
+    async def _read_log(self) -> None:
+        """Take in the public log's new statements."""
+        kit = self.kit
+        keys = {kit.genesis.root_key, *(await kit.control.policy()).record.coordinator_keys}
+        url = f"{kit.settings.invite.url}/log/"
+        async with aiohttp.ClientSession() as session:
+            async with session.get(url + "checkpoint") as answer:
+                note = await answer.text()
+            size = Checkpoint.open(note, origin(kit.network), keys).size
+            for n in range(-(-size // TILE)):
+                width = min(TILE, size - n * TILE)
+                async with session.get(url + bundle_path(n, width)) as answer:
+                    answer.raise_for_status()
+                    entries = parse_bundle(await answer.read(), width)
+                for entry in entries:
+                    if entry.hex() not in self.seen:
+                        raw = await kit.control.statement(entry.hex())
+                        self.seen[entry.hex()] = unseal_any(raw, kit.network)
+
+
+def forge(
+    attack: str, unit: str, result: dict[str, Any], work: Path, victim: Path | None
+) -> dict[str, Any]:
+    """Write the forged update of an attack; the result that names it (and its true root)."""
+    import torch
+
+    from paris_models import checkpoint
+    from paris_protocol.tensors import tensor_root
+
+    update = checkpoint.load_tensors(Path(result["update"]))
+    random = torch.Generator().manual_seed(int(unit[:15], 16))
+
+    def noise(like: torch.Tensor) -> torch.Tensor:
+        drawn = torch.randn(like.shape, generator=random)
+        scaled: torch.Tensor = drawn * (like.float().norm() / drawn.norm().clamp_min(1e-12))
+        return scaled
+
+    if attack == "sign-flip":
+        forged = {name: -tensor for name, tensor in update.items()}
+    elif attack == "inflate":
+        forged = {name: tensor * INFLATION for name, tensor in update.items()}
+    elif attack == "noise":
+        forged = {name: noise(tensor).to(tensor.dtype) for name, tensor in update.items()}
+    elif attack == "copy":
+        assert victim is not None
+        stolen = checkpoint.load_tensors(victim)
+        forged = {
+            name: (tensor.float() + DISGUISE * noise(tensor)).to(tensor.dtype)
+            for name, tensor in stolen.items()
+        }
+    elif attack == "tamper":
+        forged = dict(update)
+        name = max(forged, key=lambda one: forged[one].numel())
+        forged[name] = forged[name].clone()
+        forged[name].view(-1)[0] += 1.0
+    else:
+        raise ParisError("usage", f"no attack {attack!r}; there are {', '.join(ATTACKS)}")
+    path = work / "forged.safetensors"
+    checkpoint.save_tensors(forged, path)
+    root = tensor_root(checkpoint.raw_items(forged))
+    # A tamperer signs the honest root and hands in other bytes.
+    told = result["update_root"] if attack == "tamper" else root
+    return {**result, "update": str(path), "update_root": told}
+
+
+def _attacks(arguments: list[str]) -> tuple[str, ...]:
+    """Take `--attacks a,b,c` out of the command line."""
+    if "--attacks" not in arguments:
+        return ATTACKS
+    place = arguments.index("--attacks")
+    names = arguments[place + 1].split(",") if place + 1 < len(arguments) else [""]
+    del arguments[place : place + 2]
+    if unknown := set(names) - set(ATTACKS):
+        sys.exit(f"no such attack: {', '.join(sorted(unknown))}")
+    return tuple(names)
+
+
+def main() -> None:
+    """The real command with other jobs."""
+    attacks = _attacks(sys.argv)
+    cli.main(lambda kit: Hostile(kit, attacks))
+
+
+if __name__ == "__main__":
+    main()

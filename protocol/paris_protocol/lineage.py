@@ -1,0 +1,235 @@
+"""The rules of descent: what a contribution and a merge must be for an expert's head to be true.
+
+Isolation (science F14): an expert descends from the common initial checkpoint, its own heads and
+its own cluster's shards, from nothing else. One head, one parent; a contribution merges once.
+Broken rules raise `commitment.*`, `structure.lineage`, `unit.not-yours`, or `merge.lineage`::
+
+    check_contribution(assignment, commitment, contribution)
+    lineage = Lineage(genesis)
+    head = lineage.apply(merge, {contribution.id: (contribution.record, assignment.record)})
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn, TypeAlias
+
+from paris_protocol.envelope import Sealed
+from paris_protocol.errors import ParisError
+from paris_protocol.records import (
+    Assignment,
+    Cluster,
+    Commitment,
+    Contribution,
+    Genesis,
+    Head,
+    Merge,
+    Release,
+    Shard,
+    Verdict,
+)
+from paris_protocol.tensors import states_root
+
+Accepted: TypeAlias = Mapping[str, tuple[Contribution, Assignment]]
+"""Accepted contributions by id, each with the assignment that it answers."""
+
+EVIDENCE: Final = (Assignment, Commitment, Contribution, Verdict, Merge)
+"""The statements that a lineage is proved with."""
+_SLACK: Final = 1e-6
+
+
+def committed_steps(steps: int, every: int) -> tuple[int, ...]:
+    """Steps whose states are committed: 0, k, 2k, … and always the last; 1 + ceil(steps/k)."""
+    if steps < 1 or every < 1:
+        raise ParisError("structure.lineage", "a unit has steps, and commits some of them")
+    return (*range(0, steps, every), steps)
+
+
+def check_contribution(
+    assignment: Sealed[Assignment],
+    commitment: Sealed[Commitment],
+    contribution: Sealed[Contribution],
+    *,
+    first_state: str | None = None,
+) -> None:
+    """That the three statements tell one story: L0 and L1 as far as they need no tensors.
+
+    `first_state` is the root of the parent with a fresh optimiser, where the caller computed it.
+    """
+    lease, promise, result = assignment.record, commitment.record, contribution.record
+    if contribution.signer != lease.node or commitment.signer != lease.node:
+        raise ParisError("unit.not-yours")
+    if result.assignment != assignment.id or promise.assignment != assignment.id:
+        raise ParisError("structure.lineage", "made for another assignment")
+    if result.commitment != commitment.id:
+        raise ParisError("commitment.missing", "the contribution names another commitment")
+    if (result.steps, promise.steps) != (lease.steps, lease.steps):
+        raise ParisError("structure.lineage", f"{result.steps} of {lease.steps} steps")
+    if result.samples != lease.steps * lease.batch:
+        raise ParisError("structure.lineage", f"{result.samples} samples")
+    if len(promise.states) != len(committed_steps(lease.steps, lease.commit_every)):
+        raise ParisError("commitment.mismatch", f"{len(promise.states)} committed states")
+    if promise.states_root != states_root(promise.states):
+        raise ParisError("commitment.mismatch", "the root is not that of the states")
+    if promise.update_root != result.update.root:
+        raise ParisError("commitment.mismatch", "the update is not the committed one")
+    if first_state is not None and promise.states[0] != first_state:
+        raise ParisError("commitment.start")
+
+
+def _refuse(detail: str) -> NoReturn:
+    raise ParisError("merge.lineage", detail)
+
+
+def check_merge(
+    merge: Merge,
+    parent: Head,
+    accepted: Accepted,
+    merged_already: Collection[str],
+    cluster: Cluster,
+) -> None:
+    """That a merge follows from `parent` by accepted contributions of this expert alone.
+
+    `cluster` is the genesis entry of the expert; weights are positive and sum to at most 1, clip
+    scales lie in (0, 1]. Raises `merge.lineage`.
+    """
+    if merge.expert != cluster.index:
+        _refuse(f"expert {merge.expert} on the data of cluster {cluster.index}")
+    if merge.parent != parent or merge.round != parent.round:
+        _refuse(f"round {merge.round} of expert {merge.expert} does not follow the head")
+    if not merge.inputs:
+        _refuse("a merge of nothing")
+    ids = [each.contribution for each in merge.inputs]
+    for each in ids:
+        if ids.count(each) > 1 or each in merged_already:
+            _refuse(f"{each[:12]} merges twice")
+        if each not in accepted:
+            _refuse(f"{each[:12]} was not accepted")
+    own, used = set(cluster.shards), set[Shard]()
+    for entry in merge.inputs:
+        contribution, assignment = accepted[entry.contribution]
+        _check_input(merge, entry.contribution, assignment)
+        if entry.update != contribution.update:
+            _refuse(f"{entry.contribution[:12]} handed in another update")
+        if not own.issuperset(assignment.shards):
+            _refuse(f"{entry.contribution[:12]} was trained on another cluster's shards")
+        if not used.isdisjoint(assignment.shards):
+            _refuse(f"{entry.contribution[:12]} shares clips with another unit of the round")
+        used.update(assignment.shards)
+    _check_scalars(merge)
+
+
+def _check_input(merge: Merge, id: str, assignment: Assignment) -> None:
+    if assignment.kind != "train":
+        _refuse(f"{id[:12]} is no training")
+    if assignment.expert != merge.expert:
+        _refuse(f"{id[:12]} was trained for expert {assignment.expert}")
+    if assignment.parent != merge.parent or assignment.round != merge.round:
+        _refuse(f"{id[:12]} was trained from another head")
+
+
+def _check_scalars(merge: Merge) -> None:
+    weights = [float.fromhex(each.weight) for each in merge.inputs]
+    scales = [float.fromhex(each.scale) for each in merge.inputs]
+    if not all(math.isfinite(x) and 0 < x <= 1 + _SLACK for x in (*weights, *scales)):
+        _refuse("a weight or scale outside (0, 1]")
+    if sum(weights) > 1 + _SLACK:
+        _refuse("weights that sum to more than 1")
+
+
+class Lineage:
+    """The fold of a network's merges: one head per expert, and what has been merged."""
+
+    def __init__(self, genesis: Genesis) -> None:
+        self._clusters = {cluster.index: cluster for cluster in genesis.clusters}
+        initial = Head(round=0, weights=genesis.initial)
+        self.heads: dict[int, Head] = dict.fromkeys(self._clusters, initial)
+        self.merged: set[str] = set()
+
+    def apply(self, merge: Sealed[Merge], accepted: Accepted) -> Head:
+        """Check a merge against its expert's head and move the head if it was published.
+
+        Raises `merge.lineage` and changes nothing when a rule is broken.
+        """
+        record = merge.record
+        if record.expert not in self.heads:
+            _refuse(f"there is no expert {record.expert}")
+        head = self.heads[record.expert]
+        check_merge(record, head, accepted, self.merged, self._clusters[record.expert])
+        if record.published:
+            self.merged.update(each.contribution for each in record.inputs)
+            head = Head(round=record.round + 1, weights=record.result, merge=merge.id)
+            self.heads[record.expert] = head
+        return head
+
+
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    """The statements of a bundle by kind and id."""
+
+    assignments: dict[str, Sealed[Assignment]]
+    commitments: dict[str, Sealed[Commitment]]
+    contributions: dict[str, Sealed[Contribution]]
+    verdicts: dict[str, Sealed[Verdict]]
+    merges: dict[str, Sealed[Merge]]
+
+    @classmethod
+    def of(cls, statements: Iterable[Sealed[Any]]) -> _Evidence:
+        kinds: dict[type, dict[str, Sealed[Any]]] = {kind: {} for kind in EVIDENCE}
+        for sealed in statements:
+            if type(sealed.record) not in kinds:
+                _refuse(f"a {sealed.record.TYPE} is no evidence")
+            kinds[type(sealed.record)][sealed.id] = sealed
+        return cls(*(kinds[kind] for kind in EVIDENCE))
+
+    def accepted(self) -> dict[str, tuple[Contribution, Assignment]]:
+        """The contributions with an accepting verdict whose whole story holds."""
+        table = {}
+        for verdict in (sealed.record for sealed in self.verdicts.values()):
+            if not verdict.accepted:
+                continue
+            contribution = self.contributions.get(verdict.contribution)
+            assignment = self.assignments.get(verdict.assignment)
+            if contribution is None or assignment is None:
+                _refuse(f"{verdict.contribution[:12]} or its assignment is missing")
+            commitment = self.commitments.get(contribution.record.commitment)
+            if commitment is None:
+                _refuse(f"the commitment of {contribution.id[:12]} is missing")
+            check_contribution(assignment, commitment, contribution)
+            lease = assignment.record
+            if (verdict.node, verdict.expert, verdict.round) != (
+                lease.node,
+                lease.expert,
+                lease.round,
+            ):
+                _refuse(f"the verdict about {contribution.id[:12]} is about another unit")
+            table[contribution.id] = (contribution.record, lease)
+        return table
+
+
+def check_release_lineage(
+    genesis: Genesis, release: Release, statements: Iterable[Sealed[Any]]
+) -> Lineage:
+    """That every released expert descends by merges from the initial checkpoint.
+
+    `statements` are opened envelopes (their signers are the caller's business) of every merge below
+    the heads and of each input's contribution, assignment, commitment and verdict, in any order.
+    Merges that were not published may be among them; a second published one on a parent may not.
+    """
+    evidence = _Evidence.of(statements)
+    accepted = evidence.accepted()
+    lineage = Lineage(genesis)
+    if [each.expert for each in release.experts] != sorted(lineage.heads):
+        raise ParisError("release.lineage", "the released experts are not those of the genesis")
+    # Published merges of a round come after the unpublished ones, which leave the head alone.
+    for merge in sorted(
+        evidence.merges.values(), key=lambda sealed: (sealed.record.round, sealed.record.published)
+    ):
+        lineage.apply(merge, accepted)
+    for each in release.experts:
+        head = lineage.heads[each.expert]
+        if (each.merge, each.root) != (head.merge, head.weights.root):
+            raise ParisError("release.lineage", f"expert {each.expert} is not the last head")
+    return lineage
