@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from paris_models.checkpoint import load_tensors, raw_items, save_tensors
 from paris_models.codec import PatchPCA
 from paris_models.config import ExpertConfig, RecipeConfig, UnitConfig
@@ -152,7 +153,9 @@ class TinyNet:
         roots = [state_root(state)]
         while state.step < unit.steps:
             train_step(state, clips, unit)
-            if state.step == unit.steps or (unit.commit_every and not state.step % unit.commit_every):
+            if state.step == unit.steps or (
+                unit.commit_every and not state.step % unit.commit_every
+            ):
                 roots.append(state_root(state))
         return {name: tensor.clone() for name, tensor in weights(state).items()}, roots
 

@@ -26,6 +26,7 @@ from aiohttp import web
 
 from paris_coordinator.config import State
 from paris_coordinator.events import Ordered
+from paris_coordinator.genesis import multiaddress
 from paris_coordinator.office import Office
 from paris_coordinator.orders import take_orders
 from paris_coordinator.shift import Shift
@@ -112,7 +113,7 @@ class Coordinator:
             self.office.store,
             self.office.key,
             self.office.network,
-            host_maddrs=[f"/ip4/{host}/tcp/{self.settings.swarm_port}"],
+            host_maddrs=[multiaddress(host, self.settings.swarm_port)],
             log=self.state.logs / "network.log",
         )
         await self.swarm.start()
@@ -141,7 +142,7 @@ class Coordinator:
 
     def _released(self) -> bool:
         desk = self.office.desk
-        return desk.complete and not desk.releasing() and self.office.log.size > 0
+        return desk.complete and bool(desk.releases) and not self.shift.due()
 
     async def _orders(self) -> None:
         """What the operator left in the folder, signed with the operator's key."""

@@ -55,8 +55,8 @@ def model_card(facts: CardFacts) -> str:
             "",
             f"# {_line(genesis.name)}: release {facts.number}",
             "",
-            f"A mixture of {len(genesis.clusters)} video-diffusion experts, trained by volunteers",
-            "each on one cluster of the data, and a router that chooses the expert at every step.",
+            f"A mixture of {len(genesis.clusters)} video-diffusion experts. Volunteers trained",
+            "each of them on one cluster of the data; a router chooses among them at every step.",
             "",
             f"- network: `{facts.network}`",
             f"- clips: {clip.frames} frames of {clip.width}×{clip.height}"
@@ -96,9 +96,10 @@ def _experts(facts: CardFacts) -> list[str]:
         last = facts.merges.get(head.merge or "")
         found = dict(last.numbers) if last else {}
         units = _units(head, facts.merges)
+        before, after = (_short(found.get(name, "–")) for name in ("before", "after"))
         rows.append(
-            f"| {index} | {cluster.clips} | {head.round} | {units} | {found.get('before', '–')} |"
-            f" {found.get('after', '–')} | `{(head.merge or 'initial checkpoint')[:16]}` |"
+            f"| {index} | {cluster.clips} | {head.round} | {units} | {before} |"
+            f" {after} | `{(head.merge or 'initial checkpoint')[:16]}` |"
         )
     return rows
 
@@ -115,7 +116,7 @@ def _router(report: Mapping[str, object]) -> list[str]:
     plain = {k: v for k, v in report.items() if isinstance(v, int | float | str)}
     if not plain:
         return []
-    return ["", "## Router", "", *[f"- {_line(str(k))}: {_line(str(v))}" for k, v in plain.items()]]
+    return ["", "## Router", "", *[f"- {_line(str(k))}: {_short(v)}" for k, v in plain.items()]]
 
 
 def licences(genesis: Genesis) -> str:
@@ -127,6 +128,14 @@ def licences(genesis: Genesis) -> str:
             f"| {_line(entry.part)} | {_line(entry.name)} | {_line(entry.url)} | {excluded} |"
         )
     return "\n".join([*lines, ""])
+
+
+def _short(value: object) -> str:
+    """A number to four digits, as people compare them; anything else as it is."""
+    try:
+        return f"{float(str(value)):.4g}" if not isinstance(value, int) else str(value)
+    except ValueError:
+        return _line(str(value))
 
 
 def _line(text: str) -> str:

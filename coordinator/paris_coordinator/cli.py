@@ -13,9 +13,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from paris_protocol.errors import ParisError
 
 app = typer.Typer(
     name="paris-coordinator",
@@ -135,6 +138,7 @@ def serve(
     from paris_coordinator.config import State
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     options = Options(host, port, not no_swarm, until_released, threads, cert, key)
     asyncio.run(run(State(state), options))
 
@@ -218,6 +222,7 @@ def _order(folder: Path, order: Any, subject: str) -> None:
     from paris_coordinator.orders import give_order
 
     state = State(folder)
+    state.settings()  # says so when there is no network here
     now = int(time.time())  # noqa: TID251 - the command line owns a clock
     give_order(state, state.key(), order, subject, now)
     print("The order is left for the coordinator; it takes it within a second of running.")
@@ -230,8 +235,14 @@ def main() -> None:
     try:
         app()
     except ParisError as error:
-        print(f"{error.sentence}\n{error.reason.fix} [{error.code}]", file=sys.stderr)
-        sys.exit(error.reason.exit)
+        _end(error)
+    except OSError as error:
+        _end(ParisError("disk.full" if error.errno in (28, 122) else "internal", str(error)))
+
+
+def _end(error: ParisError) -> NoReturn:
+    print(f"{error.sentence}\n{error.reason.fix} [{error.code}]", file=sys.stderr)
+    sys.exit(error.reason.exit)
 
 
 if __name__ == "__main__":

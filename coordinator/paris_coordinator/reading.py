@@ -91,9 +91,9 @@ def status_text(facts: Json) -> str:
     lines = [f"{facts['name']}  {facts['network']}", ""]
     for e in facts["experts"]:
         losses = " → ".join(loss for loss in e["losses"] if loss)
+        units = f"units {e['accepted']}/{e['units']}" if e["round"] < e["rounds"] else "done"
         lines.append(
-            f"expert {e['expert']}  round {e['round']}/{e['rounds']}"
-            f"  units {e['accepted']}/{e['units']}  loss {losses or '–'}"
+            f"expert {e['expert']}  round {e['round']}/{e['rounds']}  {units}  loss {losses or '–'}"
         )
     lines.append("")
     for n in facts["nodes"]:

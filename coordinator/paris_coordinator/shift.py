@@ -13,11 +13,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from paris_coordinator import judging, release
 from paris_coordinator.board import Work
@@ -54,6 +55,18 @@ Note = Callable[[str, Json], None]
 
 FIRST_WAIT = 5.0
 LONGEST_WAIT = 600.0
+TRIES = 3
+INCURABLE = frozenset({"internal", "tensor.header", "tensor.values"})
+"""Failures that a contribution's own file may cause; other troubles are the coordinator's."""
+LOG = logging.getLogger("paris.shift")
+
+
+class Trouble(NamedTuple):
+    """An effect that failed: how often, the last wait in seconds, and when to try again."""
+
+    tries: int = 0
+    wait: float = 0.0
+    until: float = 0.0
 
 
 class Jobs(Protocol):
@@ -68,28 +81,43 @@ class Shift:
 
     def __init__(self, office: Office, jobs: Jobs, note: Note) -> None:
         self.office, self._jobs, self._note = office, jobs, note
-        self._later: dict[Effect, tuple[float, float]] = {}
+        self._later: dict[Effect, Trouble] = {}
         self._samples_every = office.state.settings().samples_every
 
+    def due(self) -> list[Effect]:
+        """Everything that waits to be done, most urgent first."""
+        tick = Tick(self._samples_every)
+        return [*self._unpublished(), *self.office.desk.handle(tick, self.office.now())]
+
     async def step(self) -> bool:
-        """Carries out the most urgent thing that is due; False when nothing is."""
+        """Carries out the most urgent thing that may be tried now; False when there is none."""
         now = time.monotonic()
-        due = self.office.desk.handle(Tick(self._samples_every), self.office.now())
-        for effect in [*self._unpublished(), *due]:
-            wait, until = self._later.get(effect, (0.0, 0.0))
-            if until > now:
-                continue
-            began = time.monotonic()
-            try:
-                facts = await self._do(effect)
-            except ParisError as error:
-                wait = min(LONGEST_WAIT, 2 * wait or FIRST_WAIT)
-                self._later[effect] = (wait, time.monotonic() + wait)
-                facts = {"error": error.code, "detail": error.detail, "again_in": wait}
-            seconds = round(time.monotonic() - began, 3)
-            self._note(type(effect).__name__.lower(), {**facts, "seconds": seconds})
-            return True
+        for effect in self.due():
+            if self._later.get(effect, Trouble()).until <= now:
+                facts = await self._try(effect)
+                seconds = round(time.monotonic() - now, 3)
+                self._note(type(effect).__name__.lower(), {**facts, "seconds": seconds})
+                return True
         return False
+
+    async def _try(self, effect: Effect) -> Json:
+        """One attempt; what fails is put off, and a contribution that cannot be judged refused."""
+        try:
+            facts = await self._do(effect)
+        except ParisError as error:
+            code, detail = error.code, error.detail
+        except Exception as error:
+            LOG.exception("%s", effect)
+            code, detail = "internal", f"{type(error).__name__}: {error}"
+        else:
+            self._later.pop(effect, None)
+            return facts
+        trouble = self._later.get(effect, Trouble())
+        wait = min(LONGEST_WAIT, 2 * trouble.wait or FIRST_WAIT)
+        self._later[effect] = Trouble(trouble.tries + 1, wait, time.monotonic() + wait)
+        if isinstance(effect, Verify) and code in INCURABLE and trouble.tries + 1 >= TRIES:
+            await self._file_verdict(effect.contribution, (), False, code)
+        return {"error": code, "detail": detail[:500], "again_in": wait}
 
     async def _do(self, effect: Effect) -> Json:
         match effect:
@@ -116,6 +144,12 @@ class Shift:
         answer = await self._jobs.run(await asyncio.to_thread(self._verify_job, work, policy))
         layers = tuple(Layer.model_validate_json(json.dumps(layer)) for layer in answer["layers"])
         accepted, code = judging.decide(layers, policy, work.record.round)
+        return await self._file_verdict(contribution, layers, accepted, code)
+
+    async def _file_verdict(
+        self, contribution: str, layers: tuple[Layer, ...], accepted: bool, code: str
+    ) -> Json:
+        office, work = self.office, self.office.desk.work_of(contribution)
         if work.state != "queued":
             return {"contribution": contribution, "code": "unit.closed"}
         verdict = await office.file(

@@ -147,8 +147,8 @@ def bars(
 def nice_ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers that cover [low, high] in about so many steps of 1, 2 or 5 × 10ⁿ."""
     span = high - low
-    if not math.isfinite(span) or span <= 0:
-        span = abs(high) * 0.1 or 1.0
+    if span < 1e-6 * max(abs(low), abs(high), 1e-3):  # as good as one value: give it some room
+        span = max(0.1 * abs(low), 0.1 * abs(high), 1e-3)
         low, high = low - span / 2, high + span / 2
     raw = span / max(1, about)
     power = 10.0 ** math.floor(math.log10(raw))

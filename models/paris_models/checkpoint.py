@@ -16,7 +16,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any, Final
 
 import torch
@@ -74,7 +73,8 @@ def write_stream(
 ) -> None:
     """Write a safetensors file from the bytes of its tensors, given in `file_order`, atomically.
 
-    Each of `chunks` is one whole tensor as a bytes-like object; only one is held at a time. Raises
+    Each of `chunks` is one whole tensor as a bytes-like object; only one is held at a time, and one
+    process writes a path at a time. Raises
     `ValueError` when a chunk has not the size that the schema says, `OSError` when writing fails.
     """
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
@@ -91,18 +91,20 @@ def write_stream(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     path = Path(path)
-    with NamedTemporaryFile(dir=path.parent, prefix=path.name + ".", delete=False) as file:
-        try:
+    # A fixed name: what a killed process left behind is overwritten by the next write.
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for size, chunk in zip(sizes, chunks, strict=True):
                 if file.write(chunk) != size:
                     raise ValueError("a tensor's bytes do not have the size of its header")
             file.flush()
             os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
 
 

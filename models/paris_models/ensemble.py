@@ -95,8 +95,8 @@ class Ensemble:
         """uncond + g (cond − uncond) inside one expert; at g = 1 the text alone is evaluated."""
         conditional = predict(expert, self.config, x, t, seq, pooled)
         if guidance != 1:
-            null_seq = self.null_seq.expand_as(seq)
-            null_pooled = self.null_pooled.expand_as(pooled)
+            null_seq = self.null_seq.to(seq.device).expand_as(seq)
+            null_pooled = self.null_pooled.to(seq.device).expand_as(pooled)
             empty = predict(expert, self.config, x, t, null_seq, null_pooled)
             conditional = empty + guidance * (conditional - empty)
         return as_velocity(self.recipe, x, t, conditional)

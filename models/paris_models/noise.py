@@ -71,7 +71,7 @@ def normals_batch(
     pairs = torch.empty(*words.shape, 2)
     pairs[..., 0] = angle.cos().mul_(radius)
     pairs[..., 1] = angle.sin_().mul_(radius)
-    out: NDArray[np.float32] = pairs.numpy().reshape(len(words), -1)[:, :n]
+    out: NDArray[np.float32] = pairs.flatten(1).numpy()[:, :n]
     return out
 
 

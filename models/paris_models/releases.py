@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import diffusers
 import torch
@@ -196,8 +196,7 @@ def load_codec(kind: str, source: str, tensors: Path | None = None) -> Codec:
 
     for large in (HunyuanVAE, WanVAE):
         if kind == large.kind:
-            codec: Any = large.from_pretrained(source)
-            return codec
+            return cast(Codec, large.from_pretrained(source))
     raise ValueError(f"unknown codec {kind!r}")
 
 

@@ -116,7 +116,7 @@ class Router(ModelMixin, ConfigMixin):
         self.image = _mlp(feature_dim, width) if feature_dim else None
         self.absent = nn.Parameter(0.02 * torch.randn(width)) if feature_dim else None
         self.modulation = nn.Linear(width, 6 * width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
+        self.layers = nn.ModuleList(Block(width, heads) for _ in range(blocks))
         self.last = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, experts)
 
@@ -144,7 +144,7 @@ class Router(ModelMixin, ConfigMixin):
         h = self.token(tokens) + grid_positions(ids, self.cls.numel())
         h = torch.cat([self.cls.expand(len(h), 1, -1), h], dim=1)
         modulation = self.modulation(c).unflatten(-1, (6, -1))
-        for block in self.blocks:
+        for block in self.layers:
             h = block(h, modulation)
         shift, scale = self.last(c).chunk(2, -1)
         u = F.layer_norm(h[:, 0], h.shape[-1:])
@@ -170,7 +170,9 @@ class Router(ModelMixin, ConfigMixin):
         ids = image_ids(x.shape[2], x.shape[3], x.shape[4], settings.patch).to(x.device)
         logits = self(tokens, t, pooled, feature, ids=ids).float()
         temperatures = torch.tensor(settings.temperatures, device=x.device)
-        bins = torch.bucketize(t.float(), torch.tensor(settings.edges, device=x.device), right=True)
+        bins = torch.bucketize(
+            t.float().contiguous(), torch.tensor(settings.edges, device=x.device), right=True
+        )
         return torch.softmax(logits / temperatures[bins][:, None], dim=1)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 import av
 import numpy as np
@@ -95,8 +95,7 @@ def read_clips(
     wanted = geometry.frames + (most - 1) * stride
     with _open(source) as container:
         if not container.streams.video:
-            sound = bool(container.streams.audio)
-            raise VideoError("clip.audio-only" if sound else "clip.not-video", "no picture stream")
+            _refuse_unseen(source, container)
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         aspect = float(stream.sample_aspect_ratio or 1)
@@ -118,7 +117,16 @@ def read_clips(
     return [np.stack(pictures[start : start + geometry.frames]) for start in starts]
 
 
-def _refuse_short(ticks: int, decoded: int, declared: int, geometry: ClipShape) -> None:
+def _refuse_unseen(source: Path | bytes, container: Any) -> NoReturn:
+    if container.streams.audio:
+        raise VideoError("clip.audio-only")
+    if _is_known(source) and not len(container.streams):
+        code = "clip.no-frames" if _is_whole(source) else "clip.truncated"
+        raise VideoError(code, "it lists no streams")
+    raise VideoError("clip.not-video", "no picture stream")
+
+
+def _refuse_short(ticks: int, decoded: int, declared: int, geometry: ClipShape) -> NoReturn:
     if decoded < declared:
         raise VideoError("clip.truncated", f"{decoded} of {declared} frames can be read")
     if not decoded:
@@ -141,14 +149,35 @@ def _open(source: Path | bytes) -> Any:
     except (av.error.FFmpegError, ValueError) as error:
         if isinstance(error, OSError) and not isinstance(error, ValueError):
             raise
-        head = source[:16] if isinstance(source, bytes) else _head(source)
-        known = any(head[at:].startswith(magic) for at, magic in MAGIC)
-        raise VideoError("clip.truncated" if known else "clip.not-video", _words(error)) from error
+        code = "clip.truncated" if _is_known(source) else "clip.not-video"
+        raise VideoError(code, _words(error)) from error
 
 
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(16)
+def _is_known(source: Path | bytes) -> bool:
+    """Whether the first bytes are those of a video container."""
+    if isinstance(source, bytes):
+        head = source[:16]
+    else:
+        with source.open("rb") as file:
+            head = file.read(16)
+    return any(head[at:].startswith(magic) for at, magic in MAGIC)
+
+
+def _is_whole(source: Path | bytes) -> bool:
+    """Whether the top-level boxes of an MP4 or QuickTime file end where the file does."""
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        at = 0
+        while at + 8 <= end:
+            file.seek(at)
+            size = int.from_bytes(file.read(4), "big")
+            if size == 1:
+                file.seek(at + 8)
+                size = int.from_bytes(file.read(8), "big")
+            if size < 8:
+                return False
+            at += size
+        return at == end
 
 
 class _Counter:

@@ -16,6 +16,7 @@ import json
 import logging
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -74,6 +75,10 @@ def make_kit(folder: Path, settings: Settings, machine: Machine | None = None) -
         genesis = open_genesis((folder / "genesis.json").read_bytes(), invite.network)
     except FileNotFoundError as error:
         raise ParisError("state.missing", str(folder)) from error
+    except ParisError as error:
+        if error.code == "network.mismatch":
+            raise
+        raise ParisError("state.corrupt", f"{folder}/genesis.json: {error.sentence}") from error
     journal = Journal.open(folder / "journal.sqlite", genesis.id)
     quota = settings.quota_mb << 20 if settings.quota_mb else None
     return Kit(
@@ -106,6 +111,7 @@ class Agent:
         self.consent = Consent(Wish(wish) if wish in ("pause", "finish") else Wish.RUN)
         self.since = kit.clock()
         self._events: asyncio.Queue[tuple[Event, str]] = asyncio.Queue()
+        self._words: deque[tuple[Event, str]] = deque()
         self._wake = 0.0
         self._job: asyncio.Task[None] | None = None
         self._halting: asyncio.Task[None] | None = None
@@ -136,6 +142,8 @@ class Agent:
                 await asyncio.wait_for(receipts.refresh(self.kit), 20)
 
     async def _next_event(self) -> tuple[Event, str]:
+        if self._words:
+            return self._words.popleft()
         wait = self._wake - asyncio.get_running_loop().time()
         try:
             return await asyncio.wait_for(self._events.get(), max(0.0, wait))
@@ -158,8 +166,7 @@ class Agent:
         if isinstance(event, Forbidden):
             # The owner gets the memory back even if the trainer only waited for a next unit.
             self._halting = asyncio.create_task(self._end(None, self._halting, free=True))
-        if self.consent.wish is Wish.STOP:
-            self._quit = True
+            self._quit |= self.consent.wish is Wish.STOP
 
     async def _write_down(self, note: str) -> None:
         """Journal the state before acting on it; a full disk stops the node until there is room."""
@@ -250,16 +257,18 @@ class Agent:
     # ------------------------------------------------------------ what others ask
 
     def _said(self, wish: Wish) -> None:
+        """The owner's word goes before everything else that waits to be heard."""
         for event in self.consent.handle(Said(wish)):
             if wish is not Wish.STOP:
                 self.kit.journal.set_fact("wish", wish.value)
-            self._events.put_nowait((event, f"owner.{wish.value}"))
+            self._words.append((event, f"owner.{wish.value}"))
+            self._events.put_nowait((Tick(), "owner"))
 
     def _wish(self, wish: Wish) -> Callable[[Mapping[str, Any]], Any]:
         async def verb(request: Mapping[str, Any]) -> dict[str, Any]:
             begun = time.monotonic()
             self._said(wish)
-            while not self._events.empty():
+            while self._words:
                 await asyncio.sleep(0.01)
             if wish is Wish.PAUSE and self._halting is not None:
                 await asyncio.shield(self._halting)

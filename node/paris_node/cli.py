@@ -66,9 +66,12 @@ def join(
 
     from paris_node import enrol
     from paris_node.config import parse_changes
+    from paris_node.control import owner_of
     from paris_node.machine import RealMachine
 
     folder = _folder(state)
+    if not dry_run and (owner := owner_of(folder)) is not None:
+        raise ParisError("state.in-use", f"process {owner}")
     changes = parse_changes(set_ or [])
     if name is not None:
         changes["name"] = name

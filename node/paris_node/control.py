@@ -91,6 +91,8 @@ class Server:
         self._verbs = verbs
         self._short: Path | None = None
         self._server: asyncio.Server | None = None
+        self._links: set[asyncio.StreamWriter] = set()
+        self._answering = 0
 
     async def start(self) -> None:
         """Listen, in place of whatever a killed agent left behind."""
@@ -111,15 +113,27 @@ class Server:
         server, self._server = self._server, None
         if server is not None:
             server.close()
+            for _ in range(200):  # whoever was asking hears the answer yet
+                if not self._answering:
+                    break
+                await asyncio.sleep(0.01)
+            for link in list(self._links):
+                await _close(link)
             _remove_old(self._folder)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._links.add(writer)
         with suppress(ConnectionError, asyncio.IncompleteReadError, ValueError):
             while line := await reader.readline():
-                answer = await self._answer(line)
-                writer.write(json.dumps({"v": VERSION, **answer}).encode() + b"\n")
-                await writer.drain()
-        writer.close()
+                self._answering += 1
+                try:
+                    answer = await self._answer(line)
+                    writer.write(json.dumps({"v": VERSION, **answer}).encode() + b"\n")
+                    await writer.drain()
+                finally:
+                    self._answering -= 1
+        self._links.discard(writer)
+        await _close(writer)
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
@@ -158,6 +172,12 @@ def ask(folder: Path, verb: str, *, timeout: float = 60.0, **arguments: Any) -> 
         code = str(answer.get("code"))
         raise ParisError(code if code in REASONS else "internal", str(answer.get("message")))
     return answer
+
+
+async def _close(link: asyncio.StreamWriter) -> None:
+    link.close()
+    with suppress(ConnectionError):
+        await link.wait_closed()
 
 
 def _remove_old(folder: Path) -> None:

@@ -146,7 +146,13 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
 def check_folder(folder: Path, network: str) -> None:
     """Refuse a state folder that is another network's; one of this network is welcome."""
     path = folder / GENESIS
-    if path.exists() and network_id(path.read_bytes()) != network:
+    if not path.exists():
+        return
+    try:
+        found = network_id(path.read_bytes())
+    except ParisError as error:
+        raise ParisError("state.corrupt", f"{path}: {error.sentence}") from error
+    if found != network:
         raise ParisError("state.other-network", str(folder))
 
 

@@ -202,8 +202,10 @@ class Jobs:
             return
         if kit.clock() >= assignment.hard_deadline:
             raise ParisError("unit.closed", "its deadline has passed")
+        # Verified again, and fetched again where a file was damaged since.
         paths = [
-            str(await asyncio.to_thread(kit.store.path, ref)) for ref in needed_blobs(assignment)
+            str(await fetch_blob(ref, kit.store, kit.swarm, kit.control))
+            for ref in needed_blobs(assignment)
         ]
         work = kit.folder / "work" / unit
         work.mkdir(parents=True, exist_ok=True)

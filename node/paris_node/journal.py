@@ -24,6 +24,9 @@ from paris_protocol.errors import ParisError
 
 SCHEMA: Final = 1
 KEPT_TRANSITIONS: Final = 20_000
+_FULL: Final = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"})
+_DAMAGED: Final = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB"})
+"""What makes a journal worthless; any other failure to open it says nothing about its content."""
 _TABLES: Final = """
 CREATE TABLE facts(key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE transitions(
@@ -67,9 +70,12 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
-        code = "disk.full" if full else "state.corrupt"
-        raise ParisError(code, f"journal: {error}") from error
+        raise _refusal(error) from error
+
+
+def _refusal(error: sqlite3.Error) -> ParisError:
+    full = getattr(error, "sqlite_errorname", "") in _FULL
+    return ParisError("disk.full" if full else "state.corrupt", f"journal: {error}")
 
 
 class Journal:
@@ -86,9 +92,12 @@ class Journal:
         renewed = None
         try:
             connection = _connect(path)
-        except sqlite3.DatabaseError:
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorname", "SQLITE_CORRUPT") not in _DAMAGED:
+                raise _refusal(error) from error
             renewed = _move_aside(path)
-            connection = _connect(path)
+            with _errors():
+                connection = _connect(path)
         journal = cls(connection, renewed)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA:
@@ -112,11 +121,13 @@ class Journal:
             return None
         try:
             connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
-            if connection.execute("PRAGMA user_version").fetchone()[0] != SCHEMA:
-                return None
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.Error as error:
             raise ParisError("state.corrupt", f"journal: {error}") from error
-        return cls(connection)
+        if version > SCHEMA:
+            connection.close()
+            raise ParisError("state.newer", f"journal of version {version}")
+        return cls(connection) if version == SCHEMA else None
 
     def close(self) -> None:
         """Close the file; nothing is pending, since every write is its own transaction."""
@@ -171,7 +182,9 @@ class Journal:
     def keep_unit(self, unit: str, envelope: bytes, at: float) -> None:
         """Keep the signed assignment of a unit."""
         with _errors():
-            self._db.execute("INSERT OR IGNORE INTO units VALUES(?,?,?)", (unit, envelope, at))
+            self._db.execute(
+                "INSERT INTO units VALUES(?,?,?) ON CONFLICT(id) DO NOTHING", (unit, envelope, at)
+            )
 
     def unit(self, unit: str) -> bytes | None:
         """The envelope of an assignment, or None."""
@@ -186,8 +199,8 @@ class Journal:
         with _errors(), self._transaction():
             for letter in letters:
                 self._db.execute(
-                    "INSERT OR IGNORE INTO outbox(id, kind, unit, envelope, blob, state)"
-                    " VALUES(?,?,?,?,?,?)",
+                    "INSERT INTO outbox(id, kind, unit, envelope, blob, state)"
+                    " VALUES(?,?,?,?,?,?) ON CONFLICT(id) DO NOTHING",
                     astuple(letter),
                 )
 
@@ -232,7 +245,8 @@ class Journal:
         try:
             yield
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # SQLite itself rolls back when the disk is full
+                self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
 

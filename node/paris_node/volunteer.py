@@ -297,10 +297,9 @@ class Volunteer:
         if ended is Phase.OUTBOX:
             self.spoiled = 0
         if ended is Phase.ACK and self.left:
+            # The coordinator may grant the same unit again: do not fail in a tight circle.
             self.failures = 0
-            if not self.over:
-                # The coordinator may grant the same unit again: do not fail in a tight circle.
-                self._wait(now, self.pace.wait(self.spoiled, self.turn))
+            self._wait(now, 0.0 if self.over else self.pace.wait(self.spoiled, self.turn))
         else:
             self._clear_trouble(now)
         if ended is Phase.ACK:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from paris_protocol.net.memory import MemoryControl
 from paris_protocol.records import BlobRef, Index, Registration
 from protocol.world import COORDINATOR, NODES, World
 
-Body = Callable[[Any, MemoryControl], Awaitable[None]]
+Body = Callable[[Any, MemoryControl], Coroutine[Any, Any, None]]
 
 
 def index_of(world: World, signer: Any = COORDINATOR) -> bytes:

@@ -186,5 +186,6 @@ def test_how_values_look() -> None:
     assert pages.ago(0, 7200) == "2 h ago"
     assert pages.figure("-0.00412") == "−0.00412"
     assert pages.figure(None) == "–"
+    assert [pages.figure(v) for v in ("319392", 2.0, 0.25)] == ["319392", "2", "0.25"]
     assert pages.moment(0) == "1970-01-01 00:00:00 UTC"
     assert HOSTILE.startswith("<script>")

@@ -1,18 +1,19 @@
-"""The verify job on real files: honest units pass all layers, each attack is refused by its layer."""
+"""The verify job on real files: honest units pass, each attack is refused by its layer."""
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
 from paris_coordinator.jobs import verify as verify_module
 from paris_coordinator.judging import decide
 from paris_coordinator.worker import perform
 from paris_models.checkpoint import load_tensors, save_tensors
-from paris_models.updates import statistics
 from paris_protocol.records import Layer
 from tinynet import TinyNet, Unit, hexed, plain
 
@@ -38,15 +39,9 @@ def judged(net: TinyNet, unit: Unit, **changes: Any) -> tuple[str, str]:
     """(layer, code) of the refusal, or ("", "accepted")."""
     answer = perform(net.verify_job(unit, **changes))
     assert "result" in answer, answer
-    layers = [Layer.model_validate_json(_json(layer)) for layer in answer["result"]["layers"]]
+    layers = [Layer.model_validate_json(json.dumps(layer)) for layer in answer["result"]["layers"]]
     accepted, code = decide(layers, net.policy.record, unit.assignment.round)
     return ("" if accepted else layers[-1].layer, code)
-
-
-def _json(value: Any) -> str:
-    import json
-
-    return json.dumps(value)
 
 
 def attack(net: TinyNet, honest: Unit, update: Update) -> Unit:
@@ -89,18 +84,14 @@ def test_tampered_bytes_are_refused(net: TinyNet, honest: Unit, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("length", [0, 7, 200, -1])
-def test_cut_off_files_are_refused(
-    net: TinyNet, honest: Unit, tmp_path: Path, length: int
-) -> None:
+def test_cut_off_files_are_refused(net: TinyNet, honest: Unit, tmp_path: Path, length: int) -> None:
     path = tmp_path / "cut.safetensors"
     path.write_bytes(honest.update.read_bytes()[:length])
     assert judged(net, honest, update=str(path)) == ("L0", "structure.schema")
 
 
 @pytest.mark.parametrize("change", ["extra", "missing", "dtype", "shape"])
-def test_other_tensors_are_refused(
-    net: TinyNet, honest: Unit, update: Update, change: str
-) -> None:
+def test_other_tensors_are_refused(net: TinyNet, honest: Unit, update: Update, change: str) -> None:
     name = "proj_out.weight"
     changed = dict(update)
     if change == "extra":
@@ -147,9 +138,7 @@ def test_commitment_must_exist_and_agree(net: TinyNet, honest: Unit) -> None:
         assert judged(net, honest, commitment=other) == ("L1", "commitment.mismatch")
 
 
-def test_committed_start_must_be_the_parent(
-    net: TinyNet, honest: Unit, update: Update
-) -> None:
+def test_committed_start_must_be_the_parent(net: TinyNet, honest: Unit, update: Update) -> None:
     roots = [hexed("elsewhere"), *honest.commitment.states[1:]]
     unit = net.hand_in(honest.assignment, update, roots)
     assert judged(net, unit) == ("L1", "commitment.start")
@@ -187,10 +176,9 @@ def test_disguised_copy_of_an_earlier_update_is_refused(
 def test_damage_within_the_norms_is_refused_by_loss(
     net: TinyNet, honest: Unit, update: Update
 ) -> None:
-    """Half honest, half aimed at the output layer: no statistic of L2 sees it."""
+    """Honest but for four values of the output's bias: no statistic of L2 sees it."""
     bad = {n: t.clone() for n, t in update.items()}
-    bad["proj_out.weight"] = bad["proj_out.weight"] + 0.2
-    assert statistics(bad, load_tensors(net.head_file)).finite
+    bad["proj_out.bias"] = bad["proj_out.bias"] + 0.6
     assert judged(net, attack(net, honest, bad)) == ("L3", "loss.damage")
 
 

@@ -1,8 +1,9 @@
-"""Ensemble: router and experts reproduce the marginal flow; routing, guidance, determinism (F17, F18)."""
+"""Ensemble: routers and experts give the marginal flow; routing, guidance, seeds (F17, F18)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_router_and_experts_give_the_marginal_velocity(t: float) -> None:
 
 def test_samples_fall_into_the_clusters_at_their_priors() -> None:
     n = 400
-    sampler = SamplerConfig(steps=20, shift=1.0, guidance=1.0, top_k=2)
+    sampler = SamplerConfig(steps=100, shift=1.0, guidance=1.0, top_k=2)
     seq, pooled = SEQ[:1].expand(n, -1, -1), POOLED[:1].expand(n, -1)
     x = gaussians().sample(seq, pooled, SHAPE, KEY, sampler)
     mean = x.flatten(1).mean(1)
@@ -112,7 +113,7 @@ def test_samples_fall_into_the_clusters_at_their_priors() -> None:
 
 def test_top_k_is_renormalised_and_only_needed_experts_run() -> None:
     ensemble = gaussians()
-    t, x = torch.full((6,), 0.5), torch.randn(6, *SHAPE) * 0.1 + 0.3
+    t, x = torch.full((6,), 0.999), torch.randn(6, *SHAPE)  # the router is unsure
     one = ensemble.route(x, t, POOLED, top_k=1)
     assert ((one > 0).sum(1) == 1).all()
     torch.testing.assert_close(one.sum(1), torch.ones(6))
@@ -145,7 +146,7 @@ def test_euler_over_the_schedule() -> None:
     x = initial_noise(KEY, range(6), SHAPE)
     times = flow.sampling_times(4, 2.0)
     with torch.no_grad():
-        for now, then in zip(times[:-1], times[1:], strict=True):
+        for now, then in pairwise(times):
             t = now.expand(6)
             out = predict(ensemble.experts[0], EXPERT, x, t, SEQ, POOLED)
             x = x + (then - now) * as_velocity(RECIPE, x, t, out)

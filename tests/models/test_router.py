@@ -46,6 +46,11 @@ def test_the_router_learns_and_is_calibrated(tmp_path) -> None:
     assert torch.equal(p, router.probabilities(x, t, pooled))
     torch.testing.assert_close(p.sum(1), torch.ones(9))
     assert list(again.config.priors) == [0.75, 0.25]
+    again.register_to_config(temperatures=[1e6, 1.0, 1.0, 1.0, 1.0])
+    flat = again.probabilities(x, t, pooled)
+    torch.testing.assert_close(flat[0], torch.full((2,), 0.5), atol=1e-4, rtol=0)
+    assert flat[4].max() > 0.6  # each bin of t has a temperature of its own
+    again = Router.from_pretrained(tmp_path)
     assert [b["temperature"] for b in again.config.calibration] == list(again.config.temperatures)
 
 

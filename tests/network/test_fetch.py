@@ -65,7 +65,8 @@ def test_peers_come_first_and_share(tmp_path: Path) -> None:
     path = place.fetch(progress=lambda here, size: seen.append((here, size)))
     assert path.read_bytes() == DATA
     assert place.asked() == 0
-    assert [peer.served for peer in place.peers] == [2, 2]
+    assert sum(peer.served for peer in place.peers) == 4
+    assert all(peer.served for peer in place.peers)
     assert seen[-1] == (len(DATA), len(DATA)) and seen == sorted(seen)
     place.fetch()  # it is here
     assert sum(peer.served for peer in place.peers) == 4
@@ -132,7 +133,7 @@ def test_when_nobody_has_it_patience_ends(tmp_path: Path) -> None:
         place = Place(tmp_path / "-".join(["x", *faults]), *faults, coordinator_has=False)
         began = time.monotonic()
         with pytest.raises(ParisError) as caught:
-            place.fetch(patience=1.0)
+            place.fetch(patience=0.5)
         assert caught.value.code == "blob.missing"
         assert time.monotonic() - began < 5
         assert place.store.used() == 0
@@ -183,10 +184,27 @@ def fetch_with(place: Place, swarm: Swarm | None, control: Control) -> Path:
     return asyncio.run(main())
 
 
-def test_slow_is_better_than_never(tmp_path: Path) -> None:
+def test_slow_is_better_than_never(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("paris_protocol.net.fetch.FLOOR", 1 << 40)
     place = Place(tmp_path, "", coordinator_has=False)
-    slow: Any = Slow(place.swarm, 3 * STALL)
+    slow: Any = Slow(place.swarm, 1.5 * STALL)
     assert fetch_with(place, slow, place.control).read_bytes() == DATA
+
+
+def test_a_slow_source_that_speaks_is_not_cut_off(tmp_path: Path) -> None:
+    place = Place(tmp_path, "")
+    slow: Any = Slow(place.swarm, 1.5 * STALL)
+    assert fetch_with(place, slow, place.control).read_bytes() == DATA
+    assert place.asked() == 0 and place.peers[0].served == 4
+
+
+def test_a_source_that_drips_is_overtaken(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("paris_protocol.net.fetch.FLOOR", 1 << 40)
+    place = Place(tmp_path, "")
+    drips: Any = Slow(place.swarm, 600)
+    began = time.monotonic()
+    assert fetch_with(place, drips, place.control).read_bytes() == DATA
+    assert place.asked("piece") >= 4 and time.monotonic() - began < 10
 
 
 def test_what_is_here_already_is_not_fetched_again(tmp_path: Path) -> None:

@@ -28,6 +28,13 @@ def raw(header: str | dict[str, Any], data: int = 32) -> tuple[bytes, int]:
     return len(text).to_bytes(8, "little") + text, 8 + len(text) + data
 
 
+def placed(begin: int, end: int) -> dict[str, Any]:
+    """The good header with tensor `b` elsewhere; what follows it begins where it ends."""
+    return changed("b", data_offsets=[begin, begin + 8]) | {
+        "none": GOOD["none"] | {"data_offsets": [end, end]}
+    }
+
+
 def refuse(prefix: bytes, size: int, **rest: Any) -> None:
     with pytest.raises(ParisError) as caught:
         check_header(prefix, size, **rest)
@@ -79,8 +86,8 @@ def test_good_header_is_accepted() -> None:
         pytest.param({"b": None}, 0, id="no object"),
         pytest.param(GOOD, 33, id="trailing bytes"),
         pytest.param(GOOD, 31, id="truncated"),
-        pytest.param(changed("b", data_offsets=[25, 33]), 33, id="hole"),
-        pytest.param(changed("b", data_offsets=[16, 24]), 24, id="overlap"),
+        pytest.param(placed(25, 33), 33, id="hole"),
+        pytest.param(placed(16, 24), 24, id="overlap"),
         pytest.param(changed("none", data_offsets=[8, 8]), 32, id="empty tensor inside another"),
         pytest.param(changed("b", data_offsets=[32, 24]), 32, id="backwards"),
         pytest.param(changed("b", data_offsets=[24, 32, 40]), 32, id="three offsets"),

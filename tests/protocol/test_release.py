@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -153,6 +154,14 @@ def test_verdict_must_be_the_coordinators() -> None:
         update={"round": 1, "weights": merge.record.result, "merge": merge.id}
     )
     assert refused(world.release()).code == "release.key"
+
+
+def test_statement_under_the_name_of_another_is_refused() -> None:
+    world = World().lived()
+    chosen = lineage_statements(world.heads, world.log)
+    swapped = [replace(chosen[0], raw=chosen[1].raw), replace(chosen[1], raw=chosen[0].raw)]
+    error = refused(world.release(lineage=[*swapped, *chosen[2:]]))
+    assert (error.code, "lineage/" in error.detail) == ("release.file", True)
 
 
 def test_statements_must_be_logged_in_the_order_of_events() -> None:

@@ -42,6 +42,10 @@ def test_peers_share_the_pieces_and_the_coordinator_is_spared() -> None:
     assert not t.done
 
 
+def test_coordinator_among_the_peers_is_still_the_last_resort() -> None:
+    assert {ask.source for ask in drain(transfer(), [HOME, "a"], 0)} == {"a"}
+
+
 def test_without_peers_the_coordinator_is_asked() -> None:
     assert {ask.source for ask in drain(transfer(), [], 0)} == {HOME}
 

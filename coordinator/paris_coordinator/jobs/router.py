@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paris_models.router import train_router
 
 from paris_coordinator.jobs.common import genesis_of, new_folder
 from paris_models.config import RecipeConfig, RouterConfig
+from paris_models.router import train_router
 from paris_models.shards import ClipTable, concatenate, read_shards
 from paris_protocol.streams import unit_key
 

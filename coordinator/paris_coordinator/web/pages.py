@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +40,7 @@ HEADERS: Final = {
 }
 FILE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 View = Callable[[PageSource, web.Request], dict[str, Any]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def add_pages(app: web.Application, source: PageSource) -> None:
@@ -57,9 +58,9 @@ def routes() -> list[web.RouteDef]:
         web.get("/contributions/{id:[0-9a-f]{64}}", page("contribution.html", _contribution)),
         web.get(f"/nodes/{key}", page("node.html", _node)),
         web.get("/releases", page("releases.html", lambda s, _: views.releases_page(s))),
-        web.get("/releases/{number:[0-9]{1,9}}/{path:.+}", release_file),
-        web.get("/samples/{name}", sample),
-        web.get("/static/{name}", static),
+        web.get("/releases/{number:[0-9]{1,9}}/{path:.+}", told(release_file)),
+        web.get("/samples/{name}", told(sample)),
+        web.get("/static/{name}", told(static)),
     ]
 
 
@@ -75,22 +76,33 @@ def _node(source: PageSource, request: web.Request) -> dict[str, Any]:
     return views.node_page(source, request.match_info["key"])
 
 
-def page(template: str, view: View) -> Callable[[web.Request], Any]:
-    """A handler that prints what `view` found; a ParisError becomes a page with its sentence."""
+def page(template: str, view: View) -> Handler:
+    """A handler that prints what `view` found."""
 
-    async def handler(request: web.Request) -> web.Response:
-        source: PageSource = request.app[SOURCE]
-        name, status = template, 200
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return html(template, view(request.app[SOURCE], request))
+
+    return told(handler)
+
+
+def told(handler: Handler) -> Handler:
+    """The handler, with a page of the catalogue's words where it raises a ParisError."""
+
+    async def wrapped(request: web.Request) -> web.StreamResponse:
         try:
-            found = view(source, request)
+            return await handler(request)
         except ParisError as error:
-            found = {**views.frame(source), "error": error.as_json()}
-            name, status = "error.html", error.reason.http
-        text = ENVIRONMENT.get_template(name).render(found)
-        headers = {**HEADERS, "Cache-Control": "no-cache"}
-        return web.Response(text=text, content_type="text/html", status=status, headers=headers)
+            found = {**views.frame(request.app[SOURCE]), "error": error.as_json()}
+            return html("error.html", found, error.reason.http)
 
-    return handler
+    return wrapped
+
+
+def html(template: str, found: dict[str, Any], status: int = 200) -> web.Response:
+    """A page as an answer."""
+    text = ENVIRONMENT.get_template(template).render(found)
+    headers = {**HEADERS, "Cache-Control": "no-cache"}
+    return web.Response(text=text, content_type="text/html", status=status, headers=headers)
 
 
 # ---------------------------------------------------------------- files
@@ -154,10 +166,12 @@ def ago(at: int | None, now: int) -> str:
 
 
 def figure(value: str | float | None) -> str:
-    """A number of a record, or of ours, with four significant digits."""
+    """A number of a record, or of ours: four significant digits, counts in full."""
     if value is None:
         return "–"
-    return charts.number(real(value) if isinstance(value, str) else value).replace("-", "−")
+    found = real(value) if isinstance(value, str) else value
+    whole = abs(found) < 1e12 and found == int(found)
+    return (f"{found:.0f}" if whole else charts.number(found)).replace("-", "−")
 
 
 def short(digest: str) -> str:

@@ -28,6 +28,8 @@ MARK = ".paris-demo"
 HONEST = ("volunteer-1", "volunteer-2", "volunteer-3")
 HOSTILE = "hostile"
 VICTIM = "volunteer-2"
+PACE = ("--set", "retry=1", "--set", "retry_cap=4", "--set", "beat=5", "--set", 'listen=["/ip4/127.0.0.1/tcp/0"]')
+"""A network that lives for minutes asks again after seconds; peers meet on loopback only."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,9 @@ class Demo:
         recipe = self.assets / self.scale.recipe
         self.fleet.call("prepare", ["paris-coordinator", "prepare", str(recipe), str(self.clips), "--out", str(self.out / "prepared")], 600)
         self.port = free_port()
-        policy = ASSETS / "policy.toml"
-        command = ["paris-coordinator", "init", str(self.out / "prepared"), "--state", str(self.state), "--port", str(self.port), "--json"]
-        printed = self.fleet.call("init", [*command, *(["--policy", str(policy)] if policy.exists() else [])], 120)
-        self.invite = str(json.loads(printed.strip().splitlines()[-1])["invite"])
+        command = ["paris-coordinator", "init", str(self.out / "prepared"), "--state", str(self.state), "--port", str(self.port), "--swarm-port", str(free_port()), "--json"]
+        printed = self.fleet.call("init", command, 120)
+        self.invite = str(json.loads(printed[printed.index("{") :])["invite"])
         self.coordinator = Coordinator(self.port, self.invite.rsplit("/", 1)[-1])
         say(f"invite {self.invite}")
 
@@ -139,7 +140,7 @@ class Demo:
     def join(self, name: str) -> Running:
         """A volunteer joins, with its own state folder; the hostile one by its own program."""
         program = ["python", "-m", "paris_node.hostile"] if name == HOSTILE else ["paris-node"]
-        return self.fleet.start(name, [*program, "join", self.invite, "--yes", "--state", str(self.out / name), "--name", name, "--until-finished"])
+        return self.fleet.start(name, [*program, "join", self.invite, "--yes", "--state", str(self.out / name), "--name", name, "--until-finished", *PACE])
 
     def kill_in_mid_unit(self, nodes: dict[str, Running]) -> bool:
         """kill -9 a volunteer while it trains, start it again, wait until it trains on."""

@@ -76,6 +76,8 @@ def checked_prompt(prompt: str) -> str:
         raise ParisError("prompt.empty")
     if len(prompt) > LONGEST:
         raise ParisError("prompt.too-long", f"{len(prompt)} characters")
+    if not prompt.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise ParisError("usage", "the prompt is not UTF-8 text")
     return prompt.strip()
 
 

@@ -188,17 +188,18 @@ def _fetch(place: Source, target: Path, entry: ReleaseFile) -> None:
 
 
 def _append(place: Source, partial: Path, entry: ReleaseFile, begin: int) -> None:
-    size = begin
+    """Bytes from `begin` up to the signed size, however much the source would go on sending."""
+    missing = entry.size - begin
     with partial.open("ab") as file:
-        for chunk in place.read(entry.path, begin) if begin < entry.size else ():
-            size += len(chunk)
-            if size > entry.size:
-                break  # endless data: the digest refuses what is there
-            file.write(chunk)
+        for chunk in place.read(entry.path, begin) if missing > 0 else ():
+            file.write(chunk[:missing])
+            missing -= len(chunk)
+            if missing <= 0:
+                break
         file.flush()
         os.fsync(file.fileno())
-    if size < entry.size:
-        raise ParisError("network.down", f"{entry.path}: {size} of {entry.size} bytes")
+    if missing > 0:
+        raise ParisError("network.down", f"{entry.path}: {missing} bytes are missing")
 
 
 def _drop_strangers(draft: Path, files: tuple[ReleaseFile, ...]) -> None:

@@ -101,7 +101,8 @@ def refusal(status: int, body: bytes, retry_after: float | None = None) -> Paris
 class HttpControl:
     """The coordinator over HTTP(S); `network` pins the id, None accepts what `hello` shows.
 
-    `clock` gives unix seconds. Use it inside one event loop; `close` it, or use `async with`.
+    `clock` gives unix seconds; `received` and `sent` count the bytes of bodies. Use it inside one
+    event loop; `close` it, or use `async with`.
     """
 
     def __init__(
@@ -119,6 +120,8 @@ class HttpControl:
         self._genesis: Sealed[Genesis] | None = None
         self._policy: Sealed[Policy] | None = None
         self._session: aiohttp.ClientSession | None = None
+        self.received = 0
+        self.sent = 0
 
     async def __aenter__(self) -> Self:
         return self
@@ -263,7 +266,10 @@ class HttpControl:
                 timeout=timeout,
                 allow_redirects=False,
             ) as answer:
-                return await self._read(answer, limit, clock, window)
+                self.sent += len(body or b"")
+                data = await self._read(answer, limit, clock, window)
+                self.received += len(data)
+                return data
         except aiohttp.ClientConnectorCertificateError as error:
             raise ParisError("network.not-paris", f"certificate of {self.url}") from error
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:

@@ -9,8 +9,10 @@ None of it is a secret of its own: the identity is the node's key in libp2p's fo
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -44,8 +46,15 @@ def remove_dead_sockets() -> None:
         found = list(Path("/tmp").glob("hivemind-*.sock"))  # noqa: S108 - hivemind's own place
         in_use = Path("/proc/net/unix").read_text(encoding="utf-8", errors="replace")
         for path in found:
-            if str(path) not in in_use and path.stat().st_uid == os.getuid():
+            if str(path) not in in_use and path.stat().st_uid == os.getuid() and _refuses(path):
                 path.unlink()
+
+
+def _refuses(path: Path) -> bool:
+    """Whether nobody listens; the kernel's list does not show other network namespaces."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(str(path)) == errno.ECONNREFUSED
 
 
 class KnownPeers:

@@ -37,9 +37,8 @@ from hivemind.utils.timed_storage import get_dht_time
 
 from paris_protocol.errors import ParisError
 from paris_protocol.keys import PrivateKey, verify
-from paris_protocol.net import pointers
+from paris_protocol.net import frames, pointers
 from paris_protocol.net.daemon_files import KnownPeers, remove_dead_sockets, write_identity
-from paris_protocol.net.frames import MANIFEST, PROTOCOL, Broken, Wanted, ask, refuse, serve
 from paris_protocol.net.store import BlobStore, disk_errors
 from paris_protocol.records import BlobRef
 
@@ -134,7 +133,7 @@ class Peer:
         self.store = BlobStore(Path(config["store"]))
         self.spool = Path(config["spool"])
         self.host_maddrs: list[str] = config["host_maddrs"]
-        self.bootstraps = [pointers.bootstrap(text) for text in config["bootstraps"]]
+        self.bootstraps = pointers.bootstraps(config["bootstraps"])
         self.interval = float(config["interval"])
         self.validator = PointerValidator(self.key, self.network)
         self.announced: set[str] = set()
@@ -157,14 +156,14 @@ class Peer:
         write_identity(self.spool / "identity", self.key)
         self.p2p = await start_daemon(self.host_maddrs, self.spool / "identity")
         self.node = await DHTNode.create(p2p=self.p2p, record_validator=self.validator)
-        await self.p2p.add_binary_stream_handler(PROTOCOL, self._serve)
+        await self.p2p.add_binary_stream_handler(frames.PROTOCOL, self._serve)
         visible = await self.p2p.get_visible_maddrs(latest=True)
         plain = [str(address).split("/p2p/")[0] for address in visible]
         self.addresses = pointers.dialable(plain)
 
     async def keep_up(self) -> None:
         """Stay in the swarm: a restarted bootstrap is never rejoined by itself."""
-        told = 0.0
+        told = float("-inf")
         loop = asyncio.get_running_loop()
         while True:
             before, self.answering = self.answering, await self.bootstrap()
@@ -246,11 +245,11 @@ class Peer:
     ) -> None:
         try:
             if self._uploads >= UPLOADS:
-                await refuse(writer, IDLE)
+                await frames.refuse(writer, IDLE)
                 return
             self._uploads += 1
             try:
-                self.sent += await serve(reader, writer, self._look_up, IDLE)
+                self.sent += await frames.serve(reader, writer, self._look_up, IDLE)
             finally:
                 self._uploads -= 1
         finally:
@@ -261,7 +260,7 @@ class Peer:
         if blob_id not in self.announced:
             return None
         try:
-            if index == MANIFEST:
+            if index == frames.MANIFEST:
                 return self.store.manifest(blob_id).raw
             return await asyncio.to_thread(self.store.read_piece, blob_id, index)
         except (ParisError, OSError):
@@ -272,19 +271,20 @@ class Peer:
     ) -> str:
         """Fetch a piece (or the manifest) into the spool folder; returns the file's name."""
         ref = BlobRef(id=blob["id"], size=blob["size"])
-        if index == MANIFEST:
-            wanted = Wanted.manifest(ref)
+        if index == frames.MANIFEST:
+            wanted = frames.Wanted.manifest(ref)
         else:
-            wanted = Wanted.piece(self.store.manifest(ref.id), index)
+            wanted = frames.Wanted.piece(self.store.manifest(ref.id), index)
         writer = None
         try:
             await self._connect(peer, pointers.dialable(addresses), idle)
-            opening = self.p2p.call_binary_stream_handler(PeerID.from_base58(peer), PROTOCOL)
+            opening = self.p2p.call_binary_stream_handler(PeerID.from_base58(peer), frames.PROTOCOL)
             _, reader, writer = await asyncio.wait_for(opening, idle)
-            data = await ask(reader, writer, wanted, idle)
-        except (Broken, P2PDaemonError, OSError, TimeoutError, ValueError) as error:
-            code = "blob.corrupt" if "digest" in str(error) else "blob.missing"
-            raise ParisError(code, f"{peer}: {error!r}"[:300]) from error
+            data = await frames.ask(reader, writer, wanted, idle)
+        except frames.Corrupt as error:
+            raise ParisError("blob.corrupt", f"from {peer}") from error
+        except (frames.Broken, P2PDaemonError, OSError, TimeoutError, ValueError) as error:
+            raise ParisError("blob.missing", f"{peer}: {error!r}"[:300]) from error
         finally:
             if writer is not None:
                 writer.close()
@@ -351,8 +351,13 @@ async def _run(lines: Lines) -> int:
     if not first:
         return 0
     peer = Peer(json.loads(first))
+    line = asyncio.create_task(stdin.readline())
+    starting = asyncio.create_task(peer.start())
+    await asyncio.wait({line, starting}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():  # the parent went away; it says nothing before we are ready
+        return 0
     try:
-        await peer.start()
+        starting.result()
     except (P2PDaemonError, OSError) as error:
         lines.tell(event="failed", detail=str(error)[:500])
         return DAEMON_DIED
@@ -362,7 +367,6 @@ async def _run(lines: Lines) -> int:
     tasks = {daemon, upkeep}
     try:
         while True:
-            line = asyncio.create_task(stdin.readline())
             await asyncio.wait({line, daemon, upkeep}, return_when=asyncio.FIRST_COMPLETED)
             if daemon.done() or upkeep.done():  # P2P.is_alive stays true when p2pd dies
                 lines.tell(event="failed", detail="the libp2p daemon ended")
@@ -372,6 +376,7 @@ async def _run(lines: Lines) -> int:
             task = asyncio.create_task(_answer(peer, lines, json.loads(line.result())))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
+            line = asyncio.create_task(stdin.readline())
     finally:
         peer.p2p._terminate()
 

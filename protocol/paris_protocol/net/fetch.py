@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
-from paris_protocol.blobs import Manifest
+from paris_protocol.blobs import PIECE, Manifest
 from paris_protocol.errors import ParisError
 from paris_protocol.net.control import Control
 from paris_protocol.net.store import BlobStore
@@ -27,6 +27,8 @@ from paris_protocol.transfer import Ask, Transfer
 COORDINATOR: Final = "coordinator"
 PARALLEL: Final = 12
 """Pieces in flight for one blob, over all sources."""
+FLOOR: Final = 128 << 10
+"""Bytes per second below which a piece is asked of another source, even if something comes."""
 LOOK_AGAIN: Final = 10.0
 """Seconds after which the swarm is asked anew for holders."""
 
@@ -108,6 +110,7 @@ class _Fetching:
         self.peers: dict[str, Provider] = {}
         self.moved = self.clock()
         self.trouble = "nobody has it"
+        self.writing: set[Ask] = set()
 
     async def run(self) -> None:
         """Manifest, then pieces."""
@@ -119,7 +122,8 @@ class _Fetching:
             manifest,
             have,
             fallback=COORDINATOR,
-            stall=self.stall,
+            stall=self.stall
+            + PIECE / FLOOR,  # silence is noticed earlier, where the bytes are read
             first=secrets.randbelow(max(1, len(manifest.pieces))),
         )
         await self._pieces(manifest, transfer)
@@ -176,6 +180,8 @@ class _Fetching:
             while not transfer.done:
                 now = self.clock()
                 for ask in transfer.stalled(now):
+                    if ask in self.writing:  # a slow disk is not the source's fault
+                        continue
                     self._drop(flying, ask)
                     transfer.failed(ask, now)
                 while len(flying) < PARALLEL:
@@ -190,7 +196,7 @@ class _Fetching:
                     look, look_at = asyncio.create_task(self._look()), now + LOOK_AGAIN
                 wake = min(transfer.wake(list(self.peers), now) or now + 1, look_at, now + 1)
                 waiting = {*flying, *({look} if look is not None else ())}
-                await _first(waiting, max(0.01, wake - now))
+                await _first(waiting, max(0.05, wake - now))
                 if look is not None and look.done():
                     look = None
                 self._land(flying, transfer, manifest)
@@ -223,6 +229,7 @@ class _Fetching:
             assert self.swarm is not None
             provider = self.peers[ask.source]
             data = await self.swarm.fetch_piece(provider, self.ref, ask.piece, self.stall)
+        self.writing.add(ask)
         await asyncio.to_thread(self.store.put_piece, self.ref, ask.piece, data)
 
     @staticmethod

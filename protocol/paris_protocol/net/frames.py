@@ -42,6 +42,10 @@ class Broken(Exception):
     """The piece did not arrive whole: ask another source."""
 
 
+class Corrupt(Broken):
+    """The bytes are not those of the digest: this source is not to be trusted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What is asked for: piece `index` of a blob, at most `length` bytes with this SHA-256."""
@@ -97,7 +101,7 @@ async def _ask(
         data += chunk
         running.update(chunk)
     if running.digest() != sha:
-        raise Broken("the digest differs")
+        raise Corrupt("the digest differs")
     writer.write(_receipt(sha))
     await asyncio.wait_for(writer.drain(), idle)
     return bytes(data)

@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from paris_protocol.errors import ParisError
 from paris_protocol.keys import peer_id
 
 MAX_RECORD: Final = 16 << 10
@@ -84,9 +83,7 @@ def is_peer(text: str) -> bool:
     return _PEER.fullmatch(text) is not None
 
 
-def bootstrap(text: str) -> tuple[str, list[str]]:
-    """A multiaddress `/ip4/…/tcp/…/p2p/<peer>` as peer and plain address."""
-    address, _, peer = text.partition("/p2p/")
-    if not _ADDRESS.fullmatch(address) or not is_peer(peer):
-        raise ParisError("network.invite", f"no TCP multiaddress with a peer id: {text[:100]}")
-    return peer, [address]
+def bootstraps(texts: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Multiaddresses `/ip4/…/tcp/…/p2p/<peer>` as peer and plain address; others are left out."""
+    parts = (text.partition("/p2p/") for text in texts)
+    return [(peer, [at]) for at, _, peer in parts if is_peer(peer) and dialable([at])]

@@ -1,0 +1,69 @@
+"""What must hold of a network's public log, whatever was killed on the way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+from loop.tiny import TinyNetwork
+from paris_models.checkpoint import load_tensors, raw_items
+from paris_models.config import ExpertConfig, RecipeConfig, UnitConfig
+from paris_models.shards import read_shards
+from paris_models.train import new_state, state_tensors, train_step, weights
+from paris_models.updates import make_update
+from paris_protocol.envelope import open_genesis
+from paris_protocol.net.store import BlobStore
+from paris_protocol.records import Assignment, Commitment, Genesis
+from paris_protocol.streams import unit_key
+from paris_protocol.tensors import tensor_root
+
+
+def check_promises(net: TinyNetwork, recompute: int = 2) -> None:
+    """Nothing accepted lost, nothing counted twice, no half-applied step, one head per expert.
+
+    `recompute` contributions are trained again from their assignments alone, never interrupted: they
+    must have the same tensor roots, committed states included.
+    """
+    evidence = net.evidence()
+    judged = evidence.judged()
+    accepted = [verdict.id for verdict in judged if verdict.accepted]
+    merges = [merge for _, merge in evidence.merges() if merge.published]
+    merged = Counter(each.contribution for merge in merges for each in merge.inputs)
+    assert set(accepted) == set(merged), "an accepted contribution was lost, or one was merged unaccepted"
+    assert all(count == 1 for count in merged.values()), "a contribution was counted twice"
+    assert len(accepted) == len(set(accepted)), "a contribution was judged twice"
+    leases = evidence.assignments()
+    handed_in = evidence.contributions()
+    per_lease = Counter(record.assignment for record, _ in handed_in.values())
+    assert all(count == 1 for count in per_lease.values()), "two results for one assignment"
+    for expert in {merge.expert for merge in merges}:
+        line = sorted((merge for merge in merges if merge.expert == expert), key=lambda merge: merge.round)
+        assert [merge.round for merge in line] == list(range(len(line))), "a lineage with a gap or a fork"
+        for before, after in zip(line, line[1:], strict=False):
+            assert after.parent.weights == before.result
+    genesis = open_genesis((net.state / "genesis.json").read_bytes(), net.network).record
+    store = BlobStore(net.state / "store")
+    commitments = {sealed.id: sealed.record for sealed in evidence.statements[Commitment.TYPE]}
+    for id in accepted[:recompute] + accepted[-recompute:]:
+        contribution = handed_in[id][0]
+        again = retrain(genesis, store, leases[contribution.assignment], net.folder)
+        assert again[0] == contribution.update.root, "the update is not what uninterrupted training gives"
+        assert tuple(again[1]) == commitments[contribution.commitment].states, "a committed state differs"
+
+
+def retrain(genesis: Genesis, store: BlobStore, lease: Assignment, folder: Path) -> tuple[str, list[str]]:
+    """Root of the update and of every committed state, by training the unit in one go."""
+    torch.set_num_threads(lease.threads)
+    config, recipe = ExpertConfig.from_record(genesis.expert), RecipeConfig.from_record(genesis.recipe)
+    parent = load_tensors(store.path(lease.parent.weights.blob))
+    clips = read_shards([store.path(shard.file.blob) for shard in lease.shards])
+    unit = UnitConfig.from_record(lease, unit_key(lease.seed))
+    state = new_state(config, recipe, parent)
+    roots = [tensor_root(raw_items(state_tensors(state)))]
+    while state.step < lease.steps:
+        train_step(state, clips, unit)
+        if state.step % lease.commit_every == 0 or state.step == lease.steps:
+            roots.append(tensor_root(raw_items(state_tensors(state))))
+    update = make_update(parent, dict(weights(state)), lease.update_codec)
+    return tensor_root(raw_items(update)), roots
