@@ -47,14 +47,16 @@ train_step(state, clips, UnitConfig(key=b"benchmark of 16b", steps=30, batch=96)
 def run(quick: bool) -> tuple[dict[str, Any], list[Row]]:
     """`join.first_step` in seconds."""
     n = 1 if quick else 3
+    times: list[float] = []
+    local: list[float] = []
     with tempfile.TemporaryDirectory(prefix="paris-bench-") as folder:
         place = Path(folder)
         invite, port = _network(place)
         with _served(place / "coordinator", port):
-            times = [_first_step(invite, place / f"node{i}") for i in range(n)]
-        local = [
-            _seconds([sys.executable, "-c", SCRIPT, str(place / "prepared")]) for _ in range(n)
-        ]
+            script = [sys.executable, "-c", SCRIPT, str(place / "prepared")]
+            for i in range(n):  # in turn: both meet the same load
+                local.append(_seconds(script))
+                times.append(_first_step(invite, place / f"node{i}"))
     ours, spread = middle(times)
     rows = [
         row(
@@ -135,9 +137,11 @@ def _first_step(invite: str, state: Path) -> float:
 
     def stepped() -> bool:
         try:
-            return int(ask(state, "status", timeout=5).get("step") or 0) >= 1
+            status = ask(state, "status", timeout=5)
         except ParisError:
             return False
+        # `step` counts whatever the phase counts, pieces while it fetches.
+        return status.get("phase") == "training" and int(status.get("step") or 0) >= 1
 
     begin = time.perf_counter()
     command = _program(NODE, "join", invite, "--yes", "--no-swarm", "--state", str(state), *PACE)

@@ -43,10 +43,8 @@ def run(quick: bool) -> tuple[dict[str, Any], list[Row]]:
         parts.write(Path(folder))
         small, whole = (parts.resident(Path(folder), n, steps) for n in (1, EXPERTS))
         ours, all_in = _in_turn(max(3, repeats // 3), small, whole)
-    rows.append(
-        _row("route.one_resident", f"sampling, {steps} steps, top-2, one expert resident", ours, all_in,
-             "sampling", "all experts resident")
-    )  # fmt: skip
+    what = f"top-2 sampling, {steps} steps, one expert resident"
+    rows.append(_row("route.one_resident", what, ours, all_in, "sampling", "all experts resident"))
     facts = conditions(
         size="demo", clips=CLIPS, experts=EXPERTS, steps=steps, guidance=1, n=repeats, threads=1,
         weights="random", router="two blocks of width 32, random",

@@ -2,8 +2,8 @@
 
 The bare loop is what somebody would write who needs no reproducibility: `torch.randn` noise, a
 loss, `backward`, torch's own fused AdamW on everything. Ours draws counter-based noise per slot and
-takes Muon for the matrices (the demo's recipe). Both run in one process, in turn, one thread; memory
-is the peak resident set of a process of its own, above what it holds after its imports.
+takes Muon for the matrices (the demo's recipe). Both run in one process, in turn, one thread;
+memory is the peak resident set of a process of its own, above what it holds after its imports.
 """
 
 from __future__ import annotations

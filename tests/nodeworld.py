@@ -10,14 +10,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from paris_node.config import Settings
+from paris_node.jobs import Kit
+from paris_node.journal import Journal
+from paris_node.machine import FakeMachine
 from paris_protocol.envelope import SELF, Sealed, seal, unseal
 from paris_protocol.errors import ParisError
 from paris_protocol.keys import PrivateKey
 from paris_protocol.net.memory import MemoryControl
+from paris_protocol.net.store import BlobStore
 from paris_protocol.records import (
     Assignment,
     Beat,
@@ -46,6 +52,7 @@ from paris_protocol.records import (
 from paris_protocol.tensors import states_root
 
 STEPS = 10
+NOW = 1_800_000_000.0
 Trainer = Any
 
 
@@ -67,47 +74,116 @@ def make_genesis(files: Mapping[str, BlobRef]) -> Sealed[Genesis]:
         return TensorFile(blob=files[name], root=digest(name))
 
     record = Genesis(
-        name="small", created=1_700_000_000, root_key=ROOT.id,
+        name="small",
+        created=1_700_000_000,
+        root_key=ROOT.id,
         geometry=Geometry(frames=5, height=16, width=16, fps=8),
-        codec=Codec(kind="patch-pca", source="t", fingerprint=digest("c"), channels=4, frames=2, height=4, width=4),
-        text=Text(kind="hashed-words", source="t", fingerprint=digest("t"), length=5, dim=8, pooled_dim=8),
+        codec=Codec(
+            kind="patch-pca",
+            source="t",
+            fingerprint=digest("c"),
+            channels=4,
+            frames=2,
+            height=4,
+            width=4,
+        ),
+        text=Text(
+            kind="hashed-words", source="t", fingerprint=digest("t"), length=5, dim=8, pooled_dim=8
+        ),
         features="none",
         expert=ExpertSpec(
-            patch=1, in_channels=4, out_channels=4, double_blocks=1, single_blocks=1, heads=1, head_dim=16,
-            rope_axes=(4, 6, 6), text_dim=8, pooled_dim=8,
+            patch=1,
+            in_channels=4,
+            out_channels=4,
+            double_blocks=1,
+            single_blocks=1,
+            heads=1,
+            head_dim=16,
+            rope_axes=(4, 6, 6),
+            text_dim=8,
+            pooled_dim=8,
         ),
         initial=tensor_file("initial"),
         recipe=Recipe(
-            objective="x0", sigma_min="0", t_mean="0", t_std="1", t_shift="1", null_text="0.1", batch=4,
-            optimiser="muon", lr="1e-3", matrix_lr="0.02", beta1="0.9", beta2="0.99", eps="1e-8",
-            weight_decay="0.01", momentum="0.95", clip_norm="1",
+            objective="x0",
+            sigma_min="0",
+            t_mean="0",
+            t_std="1",
+            t_shift="1",
+            null_text="0.1",
+            batch=4,
+            optimiser="muon",
+            lr="1e-3",
+            matrix_lr="0.02",
+            beta1="0.9",
+            beta2="0.99",
+            eps="1e-8",
+            weight_decay="0.01",
+            momentum="0.95",
+            clip_norm="1",
         ),
         router=RouterSpec(width=12, blocks=1, heads=2, batch=4, steps=3, lr="1e-3"),
         sampler=Sampler(steps=4, shift="1", guidance="1.5", top_k=1),
         clusters=tuple(
             Cluster(
-                index=k, clips=8, prior="0.5", centroid=("0.5",),
+                index=k,
+                clips=8,
+                prior="0.5",
+                centroid=("0.5",),
                 shards=tuple(Shard(file=tensor_file(f"shard{k}{i}"), clips=4) for i in range(2)),
             )
             for k in range(2)
         ),
-        licences=(Licence(part="weights", name="Apache-2.0", url="https://apache.org", regions_excluded=("XX",)),),
-    )  # fmt: skip
+        licences=(
+            Licence(
+                part="weights",
+                name="Apache-2.0",
+                url="https://apache.org",
+                regions_excluded=("XX",),
+            ),
+        ),
+    )
     return seal(record, ROOT, SELF)
 
 
 def make_policy(network: str, **changes: Any) -> Sealed[Policy]:
     record = Policy(
-        number=1, previous=None, since=1_700_000_000, coordinator_keys=(ROOT.id,),
-        addresses=("http://127.0.0.1:1",), bootstraps=(),
-        plan=RoundPlan(units=2, steps=STEPS, rounds=2, schedule="slice", floor="0.1", warmup="0", close_after=60),
-        margins=Margins(
-            damage=("0.02",), merge_damage="0.01", standard_errors="3", clips=4, norm_high="3", norm_low="0.2",
-            copy_cosine="0.9", noise_cosine="0.02", source="test",
+        number=1,
+        previous=None,
+        since=1_700_000_000,
+        coordinator_keys=(ROOT.id,),
+        addresses=("http://127.0.0.1:1",),
+        bootstraps=(),
+        plan=RoundPlan(
+            units=2,
+            steps=STEPS,
+            rounds=2,
+            schedule="slice",
+            floor="0.1",
+            warmup="0",
+            close_after=60,
         ),
-        dtype="float32", threads=1, kernels="reference", update_codec="dense-f32", commit_every=5,
-        soft_deadline=60, hard_deadline=120, refusals_to_quarantine=3, min_version="0.1.0",
-    )  # fmt: skip
+        margins=Margins(
+            damage=("0.02",),
+            merge_damage="0.01",
+            standard_errors="3",
+            clips=4,
+            norm_high="3",
+            norm_low="0.2",
+            copy_cosine="0.9",
+            noise_cosine="0.02",
+            source="test",
+        ),
+        dtype="float32",
+        threads=1,
+        kernels="reference",
+        update_codec="dense-f32",
+        commit_every=5,
+        soft_deadline=60,
+        hard_deadline=120,
+        refusals_to_quarantine=3,
+        min_version="0.1.0",
+    )
     return seal(record.model_copy(update=changes), ROOT, network)
 
 
@@ -195,13 +271,29 @@ class Office:
         genesis = self.genesis.record
         expert = number % 2
         record = Assignment(
-            kind="train", plan="test", node=node, expert=expert, round=0, unit=number,
-            parent=Head(round=0, weights=genesis.initial), shards=genesis.clusters[expert].shards[:1],
-            seed=digest(f"seed {number}"), steps=STEPS, batch=4,
-            rate=Rate(start="1", end="0.1", shape="cosine", warmup=0), optimiser_state="fresh",
-            dtype="float32", threads=1, kernels="reference", update_codec="dense-f32", commit_every=5,
-            policy=1, issued=1_700_000_000, soft_deadline=4_000_000_000, hard_deadline=4_000_000_100,
-        )  # fmt: skip
+            kind="train",
+            plan="test",
+            node=node,
+            expert=expert,
+            round=0,
+            unit=number,
+            parent=Head(round=0, weights=genesis.initial),
+            shards=genesis.clusters[expert].shards[:1],
+            seed=digest(f"seed {number}"),
+            steps=STEPS,
+            batch=4,
+            rate=Rate(start="1", end="0.1", shape="cosine", warmup=0),
+            optimiser_state="fresh",
+            dtype="float32",
+            threads=1,
+            kernels="reference",
+            update_codec="dense-f32",
+            commit_every=5,
+            policy=1,
+            issued=1_700_000_000,
+            soft_deadline=4_000_000_000,
+            hard_deadline=4_000_000_100,
+        )
         return seal(record.model_copy(update=changes), ROOT, self.network)
 
 
@@ -244,10 +336,15 @@ class ScriptedTrainer:
         update.write_bytes(f"update of {order['unit']}".encode())
         states = [digest(f"{order['unit']} {step}") for step in (0, 5, 10)]
         facts = {
-            "update": str(update), "update_root": digest(order["unit"]), "states": states,
-            "states_root": states_root(states), "steps": self._step, "samples": self._step * 4,
-            "loss": 0.5, "seconds": 1.0,
-        }  # fmt: skip
+            "update": str(update),
+            "update_root": digest(order["unit"]),
+            "states": states,
+            "states_root": states_root(states),
+            "steps": self._step,
+            "samples": self._step * 4,
+            "loss": 0.5,
+            "seconds": 1.0,
+        }
         done.write_text(json.dumps(facts))
         return facts
 
@@ -261,3 +358,25 @@ class ScriptedTrainer:
 
     async def close(self) -> None:
         self.pid = None
+
+
+def make_kit(folder: Path, office: Office, trainer: Any = None, **more: Any) -> Kit:
+    folder.mkdir(exist_ok=True)
+    (folder / "genesis.json").write_bytes(office.genesis.raw)
+    settings = Settings(network="", retry=0.01, retry_cap=0.02, beat=0.05, save_grace=1.0)
+    return Kit(
+        folder=folder,
+        settings=settings,
+        version="0.1.0",
+        key=NODE,
+        network=office.network,
+        genesis=office.genesis.record,
+        journal=Journal.open(folder / "journal.sqlite", office.network),
+        store=BlobStore(folder / "store"),
+        control=office.control,
+        swarm=None,
+        trainer=trainer or ScriptedTrainer(),
+        machine=more.get("machine", FakeMachine()),
+        clock=lambda: NOW,
+        log=logging.getLogger("test"),
+    )

@@ -40,7 +40,7 @@ HEAVY_ONLY_IN = {  # third party -> the files (or folders) that may import it
         "node/paris_node/hostile.py",
     ],
     "sqlalchemy": ["coordinator/paris_coordinator/ledger.py", "coordinator/paris_coordinator/migrations/"],
-    "jinja2": ["coordinator/paris_coordinator/web/"],
+    "jinja2": ["coordinator/paris_coordinator/web/", "models/paris_models/commands/report.py"],
     "transformers": ["models/paris_models/encoders.py"],
 }
 

@@ -181,7 +181,7 @@ def _without_duplicates(
     skips: list[Skip] = []
     for index, row in enumerate(rows):
         known = first.setdefault(row.digest, row)
-        if True:
+        if known is row:
             keep.append(index)
         else:
             skips.append(

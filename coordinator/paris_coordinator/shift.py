@@ -55,7 +55,7 @@ Note = Callable[[str, Json], None]
 
 FIRST_WAIT = 5.0
 LONGEST_WAIT = 600.0
-TRIES = 3
+TRIES = 4
 INCURABLE = frozenset({"internal", "tensor.header", "tensor.values"})
 """Failures that a contribution's own file may cause; other troubles are the coordinator's."""
 LOG = logging.getLogger("paris.shift")

@@ -209,7 +209,7 @@ def fit(
     """What a unit needs of this machine; downloads nothing."""
     from dataclasses import asdict
 
-    from paris_node.fit import ladder, need_of_network
+    from paris_node.fit import ladder, need_of_network, table
     from paris_node.machine import RealMachine
     from paris_protocol.envelope import open_genesis
 
@@ -235,11 +235,7 @@ def fit(
         print(json.dumps({"version": 1, "memory_mb": memory, "disk_mb": disk, "rows": rows}))
         return
     print(f"free: {memory:,} MB memory, {disk:,} MB disk (estimates below, MB)")
-    print(f"{'size':12}{'parameters':>16}{'memory':>10}{'download':>10}{'upload':>10}  fits")
-    for row in rows:
-        numbers = f"{row['memory_mb']:>10,}{row['download_mb']:>10,}{row['upload_mb']:>10,}"
-        mark = "yes" if row["fits"] else "no"
-        print(f"{str(row['size'])[:12]:12}{row['parameters']:>16,}{numbers}  {mark}")
+    print("\n".join(table(needs, memory, disk)))
 
 
 @app.command()

@@ -162,7 +162,8 @@ def enrol(folder: Path, found: Found, settings: Settings) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise ParisError("usage", f"{folder}: {error.strerror}") from error
+        code = "disk.full" if error.errno in (28, 122) else "usage"
+        raise ParisError(code, f"{folder}: {error.strerror}") from error
     if (folder / KEY).exists():
         load_key(folder / KEY)
     else:

@@ -9,6 +9,7 @@ yet; estimates, and named so. Nothing here loads torch::
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -84,6 +85,16 @@ def ladder() -> dict[str, Need]:
     """The needs of the built-in sizes at batch 1 and 512 tokens."""
     recipe = RecipeConfig(batch=1)
     return {name: need_of(expert, recipe, tokens=LADDER_TOKENS) for name, expert in LADDER.items()}
+
+
+def table(needs: Mapping[str, Need], memory_mb: int, disk_mb: int) -> list[str]:
+    """The needs as lines of text, with whether each fits a machine with this much free."""
+    lines = [f"{'size':12}{'parameters':>16}{'memory':>12}{'download':>10}{'upload':>10}  fits"]
+    for size, need in needs.items():
+        numbers = f"{need.memory_mb:>12,}{need.download_mb:>10,}{need.upload_mb:>10,}"
+        mark = "yes" if need.fits(memory_mb, disk_mb) else "no"
+        lines.append(f"{size[:12]:12}{need.parameters:>16,}{numbers}  {mark}")
+    return lines
 
 
 def _mb(size: int) -> int:

@@ -76,7 +76,8 @@ class Hostile(Jobs):
     def past(self) -> list[dict[str, Any]]:
         """The attacks so far."""
         path = self.kit.folder / LOG
-        return [json.loads(line) for line in path.open(encoding="utf-8")] if path.exists() else []
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
 
     # ------------------------------------------------------------ stealing
 

@@ -27,6 +27,8 @@ KEPT_TRANSITIONS: Final = 20_000
 _FULL: Final = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"})
 _DAMAGED: Final = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB"})
 """What makes a journal worthless; any other failure to open it says nothing about its content."""
+_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)
+"""SQLite quotes the damaged text in its message, which then may be no text."""
 _TABLES: Final = """
 CREATE TABLE facts(key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE transitions(
@@ -69,11 +71,11 @@ class Receipt:
 def _errors() -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    except _ERRORS as error:
         raise _refusal(error) from error
 
 
-def _refusal(error: sqlite3.Error) -> ParisError:
+def _refusal(error: Exception) -> ParisError:
     full = getattr(error, "sqlite_errorname", "") in _FULL
     return ParisError("disk.full" if full else "state.corrupt", f"journal: {error}")
 
@@ -92,7 +94,7 @@ class Journal:
         renewed = None
         try:
             connection = _connect(path)
-        except sqlite3.DatabaseError as error:
+        except _ERRORS as error:
             if getattr(error, "sqlite_errorname", "SQLITE_CORRUPT") not in _DAMAGED:
                 raise _refusal(error) from error
             renewed = _move_aside(path)
@@ -122,7 +124,7 @@ class Journal:
         try:
             connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
             version = connection.execute("PRAGMA user_version").fetchone()[0]
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             raise ParisError("state.corrupt", f"journal: {error}") from error
         if version > SCHEMA:
             connection.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sqlite3
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from paris_node.config import Settings
 from paris_node.control import FolderLock
 from paris_node.journal import SCHEMA, Journal
 from paris_protocol.keys import PrivateKey, save_key
+from paris_protocol.net.process import NetworkProcess
+from paris_protocol.net.store import BlobStore
 from paris_protocol.records import BlobRef
 
 Say = Callable[..., Said]
@@ -219,3 +222,32 @@ def test_what_is_no_port(say: Say, tmp_path: Path, words: tuple[str, str]) -> No
     said = say(coordinator, "init", prepared, "--state", tmp_path / "state", *words)
     assert (said.exit, (tmp_path / "state").exists()) == (2, False)
     assert "Traceback" not in said.err
+
+
+@pytest.mark.slow
+def test_the_peers_port_in_use(tmp_path: Path) -> None:
+    """The network process says why it has no peers; whoever uses it goes on without them."""
+
+    async def play() -> None:
+        with socket.socket() as busy:
+            busy.bind(("127.0.0.1", 0))
+            busy.listen()
+            swarm = NetworkProcess(
+                BlobStore(tmp_path / "store"), PrivateKey.generate(), "ab" * 32,
+                host_maddrs=[f"/ip4/127.0.0.1/tcp/{busy.getsockname()[1]}"],
+            )  # fmt: skip
+            await swarm.start()
+            try:
+                for _ in range(600):
+                    status = (await swarm.status()).as_json()
+                    if "address already in use" in status["detail"]:
+                        break
+                    await asyncio.sleep(0.1)
+                else:
+                    raise AssertionError(status)
+                assert not status["alive"]
+                assert await swarm.providers("1" * 64) == []
+            finally:
+                await swarm.close()
+
+    asyncio.run(play())

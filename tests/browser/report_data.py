@@ -71,9 +71,9 @@ def report_data(hostile: str = "sign-flip") -> dict[str, Any]:
         },
         "router_accuracy": 0.973,
         "quality": quality,
-        "gates": [{"name": "all_right", "value": 0.962, "limit": 0.95, "passed": True}],
+        "gates": [{"name": "all factors right", "value": 0.962, "limit": 0.95, "passed": True}],
         "bytes": {"from peers": 183_000_000, "from the coordinator": 61_000_000},
-        "seconds": {"prepare": 40.0, "network": 460.0, "total": 500.0},
+        "seconds": {"prepare": 40.0, "network": 460.0, "all": 500.0},
         "peak_pss_mb": 3120.5,
         "interruptions": [
             {"kind": "kill", "at": 88.0, "recovered_after_s": 7.2, "process": "volunteer-2"},

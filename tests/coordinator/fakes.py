@@ -71,7 +71,11 @@ class FakeJobs:
 
     def verify(self, job):
         layers = made.layers(not self.refuse(job))
-        return {"layers": [x.model_dump(mode="json") for x in layers], "norm": "1", "relative": "0.01"}
+        return {
+            "layers": [x.model_dump(mode="json") for x in layers],
+            "norm": "1",
+            "relative": "0.01",
+        }
 
     def merge(self, job):
         assert all(Path(part["path"]).exists() for part in job["inputs"])

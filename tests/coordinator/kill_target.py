@@ -30,7 +30,9 @@ def main(folder):
             answers.write("started\n")
             answers.flush()
             keeping = asyncio.create_task(keep(office))
-            await run_out(office, new_shift(office), [Telling(office.network, s + 1) for s in range(3)])
+            await run_out(
+                office, new_shift(office), [Telling(office.network, s + 1) for s in range(3)]
+            )
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
             await office.project()

@@ -52,7 +52,9 @@ def tensor_file(name, size=1000):
 
 def described(experts=2, shards=4):
     """`prepared.json` of a tiny network, as `prepare` writes it."""
-    paths = [[f"shards/cluster{k}/shard{i}.safetensors" for i in range(shards)] for k in range(experts)]
+    paths = [
+        [f"shards/cluster{k}/shard{i}.safetensors" for i in range(shards)] for k in range(experts)
+    ]
     return {
         "format": 1,
         "inputs": "0" * 64,
@@ -108,7 +110,17 @@ def described(experts=2, shards=4):
 
 def genesis(experts=2, shards=4):
     value = described(experts, shards)
-    kept = ("name", "notes", "geometry", "features", "expert", "recipe", "router", "sampler", "licences")
+    kept = (
+        "name",
+        "notes",
+        "geometry",
+        "features",
+        "expert",
+        "recipe",
+        "router",
+        "sampler",
+        "licences",
+    )
     made = {name: value[name] for name in kept}
     made |= {
         "created": 0,
@@ -146,7 +158,14 @@ def desk(experts=2, shards=4, **plan):
 
 
 def request(**changed):
-    value = {"at": 0, "version": "0.1.0", "name": "", "device": "cpu", "memory_mb": 1000, "disk_mb": 1000}
+    value = {
+        "at": 0,
+        "version": "0.1.0",
+        "name": "",
+        "device": "cpu",
+        "memory_mb": 1000,
+        "disk_mb": 1000,
+    }
     return LeaseRequest(**(value | changed))
 
 
@@ -164,7 +183,8 @@ def commitment_for(assignment_id, record, name="c"):
 
 def contribution_for(assignment_id, commitment_id, record, name="c"):
     return Contribution(
-        assignment=assignment_id, commitment=commitment_id, update=tensor_file((name, assignment_id)),
+        assignment=assignment_id, commitment=commitment_id,
+        update=tensor_file((name, assignment_id)),
         steps=record.steps, samples=record.steps * record.batch, loss="1", seconds=1,
     )  # fmt: skip
 
@@ -174,7 +194,9 @@ def layers(accepted=True, norm="1"):
     found = [Layer(layer=name, passed=True, code="") for name in ("L0", "L1")]
     found.append(Layer(layer="L2", passed=True, code="", numbers=numbers))
     numbers = (("delta", "-0.1" if accepted else "1"), ("se", "0.01"))
-    found.append(Layer(layer="L3", passed=accepted, code="" if accepted else "loss.damage", numbers=numbers))
+    found.append(
+        Layer(layer="L3", passed=accepted, code="" if accepted else "loss.damage", numbers=numbers)
+    )
     return tuple(found)
 
 
@@ -247,7 +269,14 @@ class Clerk:
 
     def merge(self, effect, published=True, now=0):
         record = merge_of(self.desk, effect, published)
-        self.tell(Filed(digest("merge", record.expert, record.round, now, len(self.desk.merges)), KEY, record), now)
+        self.tell(
+            Filed(
+                digest("merge", record.expert, record.round, now, len(self.desk.merges)),
+                KEY,
+                record,
+            ),
+            now,
+        )
 
 
 def snapshot(desk):
@@ -263,7 +292,11 @@ def safetensors(tensors):
         for size in shape:
             count *= size
         part = struct.pack("<f", value) * count
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [len(data), len(data) + len(part)]}
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(shape),
+            "data_offsets": [len(data), len(data) + len(part)],
+        }
         data += part
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

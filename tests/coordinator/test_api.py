@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 from aiohttp import web
+
 from coordinator.fakes import FakeNode, found, new_shift, open_office
 from paris_coordinator.web.api import ENDPOINTS, MAX_BODY, add_api, document
 from paris_protocol.blobs import Manifest
@@ -85,8 +86,12 @@ def test_refusals_are_the_catalogues(state):
             await refusal_of(await http.get("/v1/policy/99"), 404, "not-found")
             await refusal_of(await http.get("/v1/policy/x"), 404, "not-found")
             await refusal_of(await http.post("/v1/lease", data=b"{"), 400, "record.malformed")
-            await refusal_of(await http.post("/v1/lease", data=node.request()), 403, "record.signer")
-            await refusal_of(await http.post("/v1/lease", data=b"x" * 200_000), 413, "record.too-large")
+            await refusal_of(
+                await http.post("/v1/lease", data=node.request()), 403, "record.signer"
+            )
+            await refusal_of(
+                await http.post("/v1/lease", data=b"x" * 200_000), 413, "record.too-large"
+            )
             await refusal_of(
                 await http.put("/v1/blobs/" + "0" * 64 + "/pieces/0", data=b"x"), 404, "not-found"
             )
@@ -126,9 +131,18 @@ def test_ranges_and_log_files(state):
             assert part.headers["Content-Range"] == f"bytes 3-7/{ref.size}"
             note = await (await http.get("/log/checkpoint")).text()
             assert Checkpoint.open(note, origin(office.network), {office.key.id}).size == 2
-            for path in ("tile/0/000.p/2", "tile/entries/000.p/2", f"statements/{office.network}.json"):
+            for path in (
+                "tile/0/000.p/2",
+                "tile/entries/000.p/2",
+                f"statements/{office.network}.json",
+            ):
                 assert (await http.get(f"/log/{path}")).status == 200
-            for path in ("/log/../key.json", "/log/..%2fkey.json", "/log/tile", "/log/%2e%2e/key.json"):
+            for path in (
+                "/log/../key.json",
+                "/log/..%2fkey.json",
+                "/log/tile",
+                "/log/%2e%2e/key.json",
+            ):
                 answer = await http.get(path)
                 assert answer.status == 404
                 assert office.key.seed.hex() not in await answer.text()
@@ -150,6 +164,7 @@ def test_held_out_clips_cannot_be_fetched(state):
 def test_what_breaks_inside_is_said_without_details(state, monkeypatch):
     async def life():
         async with serving(state) as (office, url), aiohttp.ClientSession(url) as http:
+
             def broken():
                 raise RuntimeError("a secret")
 

@@ -1,14 +1,16 @@
 """The desk's promises, for any events in any order."""
 
 import pytest
-from coordinator import synthetic as made
-from coordinator.synthetic import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from coordinator import synthetic as made
+from coordinator.synthetic import refused
 from paris_coordinator.events import (
     Again,
     Filed,
     Finished,
+    LeaseAsked,
     Ordered,
     RunMerge,
     RunRelease,
@@ -58,6 +60,19 @@ def test_a_node_holds_one_open_assignment():
     assert clerk.lease(A) == Again(work.id)
     clerk.hand_in(work)
     assert clerk.lease(A).id != work.id
+
+
+def test_two_drafts_of_the_same_moment_do_not_both_count():
+    clerk = clerk_with(A, B, experts=1)
+    first, second = (
+        clerk.desk.handle(LeaseAsked(node, made.request()), 0)[0].draft for node in (A, B)
+    )
+    clerk.tell(Filed("1" * 64, made.KEY, first), 0)
+    with refused("unit.closed"):
+        clerk.tell(Filed("2" * 64, made.KEY, second), 0)
+    other_unit = first.model_copy(update={"unit": 1})
+    with refused("unit.closed"):
+        clerk.tell(Filed("3" * 64, made.KEY, other_unit), 0)
 
 
 def test_experts_are_shared_out_and_shards_stay_in_their_cluster():
@@ -234,9 +249,7 @@ def release_of(desk):
         ReleasedExpert(expert=e.index, merge=e.head.merge, root=e.head.weights.root)
         for e in desk.experts
     )
-    return Release(
-        number=1, previous=None, files=(), experts=experts, router_root="0" * 64, at=0
-    )
+    return Release(number=1, previous=None, files=(), experts=experts, router_root="0" * 64, at=0)
 
 
 # ---------------------------------------------------------------- the plan

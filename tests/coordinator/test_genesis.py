@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from coordinator.fakes import found, prepared_folder
 from coordinator.synthetic import refused
 from paris_coordinator import genesis as founding
@@ -29,10 +30,15 @@ def test_the_invite_pins_the_network(tmp_path):
     assert invite.network == sealed.id
     assert sealed.record.root_key == state.key().id == sealed.signer
     assert (state.key_file.stat().st_mode & 0o777, invite.port) == (0o600, 8420)
-    policy = unseal((state.policy / "1.json").read_bytes(), Policy, sealed.id, {sealed.signer}).record
+    policy = unseal(
+        (state.policy / "1.json").read_bytes(), Policy, sealed.id, {sealed.signer}
+    ).record
     assert policy.addresses == ("https://x.example:8420",)
     assert policy.bootstraps[0].startswith("/dns/x.example/tcp/8421/p2p/12D3KooW")
-    assert [entry.statement.type for entry in Ledger(state.ledger_file).entries()] == ["genesis", "policy"]
+    assert [entry.statement.type for entry in Ledger(state.ledger_file).entries()] == [
+        "genesis",
+        "policy",
+    ]
     assert (state.log / "checkpoint").exists()
 
 
@@ -132,4 +138,6 @@ def test_a_file_root_is_the_root_over_its_tensors(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(safetensors({"b": ((2, 2), 1.0), "a": ((1,), 2.0)}))
     data = path.read_bytes()[-20:]
-    assert file_root(path) == tensor_root([("a", "F32", (1,), data[:4]), ("b", "F32", (2, 2), data[4:])])
+    assert file_root(path) == tensor_root(
+        [("a", "F32", (1,), data[:4]), ("b", "F32", (2, 2), data[4:])]
+    )

@@ -3,12 +3,15 @@
 import sqlite3
 
 import pytest
+
 from coordinator.synthetic import refused
 from paris_coordinator.ledger import STATEMENT, Entry, Envelope, Ledger, Person
 
 
 def signed(number):
-    return Entry(number, STATEMENT, Envelope(f"{number:064x}", "beat", "ed25519:x", b"raw%d" % number))
+    return Entry(
+        number, STATEMENT, Envelope(f"{number:064x}", "beat", "ed25519:x", b"raw%d" % number)
+    )
 
 
 @pytest.fixture
@@ -24,7 +27,10 @@ def test_entries_come_back_in_order_after_reopening(path):
     ledger.close()
     again = Ledger(path)
     assert list(again.entries()) == entries
-    assert again.statement_ids(frozenset({"beat"})) == [entries[0].statement.id, entries[2].statement.id]
+    assert again.statement_ids(frozenset({"beat"})) == [
+        entries[0].statement.id,
+        entries[2].statement.id,
+    ]
     assert again.envelope(entries[0].statement.id) == entries[0].statement
     assert again.envelope("0" * 64) is None
 
@@ -42,7 +48,7 @@ def test_nothing_can_be_changed_or_removed(path):
     ledger.close()
     with sqlite3.connect(path) as connection:
         for table in ("events", "statements"):
-            for change in (f"DELETE FROM {table}", f"UPDATE {table} SET rowid = 9"):  # noqa: S608
+            for change in (f"DELETE FROM {table}", f"UPDATE {table} SET rowid = 9"):
                 with pytest.raises(sqlite3.DatabaseError, match="append-only"):
                     connection.execute(change)
 
@@ -83,7 +89,9 @@ def test_a_newer_schema_is_refused_and_left_alone(path):
     with refused("state.newer"):
         Ledger(path)
     with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("9999",)]
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [
+            ("9999",)
+        ]
 
 
 def test_reading_needs_a_ledger_that_is_there(path):

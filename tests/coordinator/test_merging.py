@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from paris_coordinator.merging import NORM_BUDGET, Part, capped, merge_shares
 
 PARTS = st.lists(
@@ -23,7 +24,9 @@ def test_equal_ones_share_equally():
 
 
 def test_steps_weigh_and_the_cap_holds():
-    shares = merge_shares([Part(c, n, 1.0) for c, n in zip("abcd", (1000, 100, 100, 100), strict=True)])
+    shares = merge_shares(
+        [Part(c, n, 1.0) for c, n in zip("abcd", (1000, 100, 100, 100), strict=True)]
+    )
     assert shares[0].weight == pytest.approx(1 / 3)
     assert shares[1].weight == pytest.approx(2 / 9)
 
@@ -60,7 +63,9 @@ def test_capped_shares(amounts):
     assert max(shares) <= most + 1e-9
 
 
-@pytest.mark.parametrize("parts", [[], [Part("a", 0, 1.0)], [Part("a", 1, math.nan)], [Part("a", 1, math.inf)]])
+@pytest.mark.parametrize(
+    "parts", [[], [Part("a", 0, 1.0)], [Part("a", 1, math.nan)], [Part("a", 1, math.inf)]]
+)
 def test_nonsense_is_refused(parts):
     with pytest.raises(ValueError):
         merge_shares(parts)

@@ -1,17 +1,19 @@
-"""The whole life of a network in the office, with instant jobs: loop, idempotency, restarts, faults."""
+"""A network's whole life in the office, with instant jobs: loop, repeats, restarts, faults."""
 
 import asyncio
 import json
 
 import pytest
+
 from coordinator import synthetic as made
 from coordinator.fakes import FakeJobs, FakeNode, found, new_shift, open_office, run_out
 from coordinator.synthetic import refused
-from paris_coordinator.events import Verify
+from paris_coordinator.events import Tick, Verify
 from paris_coordinator.ledger import Ledger
 from paris_coordinator.orders import give_order, take_orders
 from paris_coordinator.reading import contribution, log, status, status_text
 from paris_coordinator.replay import replay
+from paris_coordinator.shift import TRIES
 from paris_protocol.blobs import Manifest
 from paris_protocol.envelope import seal
 from paris_protocol.errors import ParisError
@@ -189,9 +191,7 @@ def test_a_restart_in_mid_upload_goes_on(state, office):
     again = open_office(state)
     assert again.upload_state(result.id)["state"] == "uploading"
     asyncio.run(again.resume_uploads())
-    assert again.desk.handle(__import__("paris_coordinator.events").events.Tick(), again.now()) == [
-        Verify(result.id)
-    ]
+    assert again.desk.handle(Tick(), again.now()) == [Verify(result.id)]
     again.close()
 
 
@@ -239,7 +239,7 @@ def test_a_contribution_that_breaks_the_verifier_is_refused_in_the_end(office):
         await office.register(node.registration())
         id = await node.hand_in(office, await office.lease(node.request()))
         shift = new_shift(office, Broken())
-        for _ in range(3):
+        for _ in range(TRIES):
             assert await shift.step()
             assert not await shift.step()
             shift._later = {e: t._replace(until=0.0) for e, t in shift._later.items()}

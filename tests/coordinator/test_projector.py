@@ -1,9 +1,10 @@
-"""The log on the disk: a pure function of the ledger, whatever was there and whenever it was cut."""
+"""The log on the disk: a function of the ledger, whatever was there and whenever it was cut."""
 
 import pytest
-from coordinator.synthetic import digest, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from coordinator.synthetic import digest, refused
 from paris_coordinator import projector
 from paris_coordinator.projector import Projector
 from paris_protocol.keys import PrivateKey
@@ -31,7 +32,9 @@ def log_in(folder, key=KEY):
 
 
 def files(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 def test_every_statement_is_proved_under_the_checkpoint(tmp_path):
@@ -49,7 +52,9 @@ def test_every_statement_is_proved_under_the_checkpoint(tmp_path):
         log.evidence([IDS[300]])
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(st.integers(0, 300), max_size=4), st.integers(1, 300))
 def test_any_way_of_growing_leaves_the_same_log(tmp_path_factory, cuts, size):
     steps, whole = tmp_path_factory.mktemp("steps"), tmp_path_factory.mktemp("whole")

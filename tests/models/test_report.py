@@ -120,6 +120,7 @@ def test_quality_that_was_not_measured_is_no_number() -> None:
     )  # fmt: skip
     page = report.render(data)
     assert "<b>–</b>" in page
+    assert "not measured in this run" in page
     assert not list(report.faults_of(data["report"], SCHEMA, SCHEMA))
 
 
@@ -132,8 +133,8 @@ def test_contact_sheet(tmp_path: Path) -> None:
         pixels = np.asarray(s.convert("RGBA"))
     red = (pixels == (200, 0, 0, 255)).all(-1).sum()
     last = (pixels == (200, 250, 0, 255)).all(-1).sum()
-    assert red == 3 * 2 * 4 * 72 * 72, "four frames of two strips of three prompts"
-    assert last == 3 * 2 * 72 * 72, "the last frame is shown"
+    assert red == 3 * 2 * 4 * 48 * 48, "four frames of two strips of three prompts"
+    assert last == 3 * 2 * 48 * 48, "the last frame is shown"
     with pytest.raises(ValueError, match="at least one"):
         report.contact_sheet([], tmp_path / "x.png")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,31 +10,13 @@ from typing import Any
 
 import pytest
 
-from nodeworld import NODE, STEPS, Office, ScriptedTrainer
+from nodeworld import STEPS, Office, ScriptedTrainer, make_kit
 from paris_node.app import Agent
-from paris_node.config import Settings
 from paris_node.control import ask
 from paris_node.jobs import Jobs, Kit
-from paris_node.journal import Journal
 from paris_node.machine import FakeMachine
 from paris_node.volunteer import Phase
 from paris_protocol.errors import ParisError
-from paris_protocol.net.store import BlobStore
-
-NOW = 1_800_000_000.0
-
-
-def make_kit(folder: Path, office: Office, trainer: Any = None, **more: Any) -> Kit:
-    folder.mkdir(exist_ok=True)
-    (folder / "genesis.json").write_bytes(office.genesis.raw)
-    settings = Settings(network="", retry=0.01, retry_cap=0.02, beat=0.05, save_grace=1.0)
-    return Kit(
-        folder=folder, settings=settings, version="0.1.0", key=NODE, network=office.network,
-        genesis=office.genesis.record, journal=Journal.open(folder / "journal.sqlite", office.network),
-        store=BlobStore(folder / "store"), control=office.control, swarm=None,
-        trainer=trainer or ScriptedTrainer(), machine=more.get("machine", FakeMachine()),
-        clock=lambda: NOW, log=logging.getLogger("test"),
-    )  # fmt: skip
 
 
 @asynccontextmanager

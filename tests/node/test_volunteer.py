@@ -288,7 +288,7 @@ def test_the_end_of_the_network_leaves_what_is_unsent_and_hands_in_the_rest() ->
 
 
 def test_without_until_over_it_asks_again_now_and_then() -> None:
-    volunteer, start = allowed()
+    volunteer, _start = allowed()
     effects = volunteer.handle(Over(), 0.0)
     assert not any(isinstance(one, Quit) for one in effects)
     assert volunteer.why == "network.finished"

@@ -139,8 +139,8 @@ def tidy(score: dict[str, float]) -> dict[str, float]:
 
 
 def no_quality() -> dict[str, Any]:
-    """What stands in the report when the judge does not know the clips' world."""
-    nothing = {"all_right": 0.0, "motion": 0.0, "fvd": 0.0}
+    """What stands in the report when the judge does not know the clips' world: nothing was measured."""
+    nothing = {"all_right": None, "motion": None, "fvd": None}
     return {**nothing, "n": 0, "frozen_frame": nothing, "initial": nothing, "gate_passed": False, "judge": "none: the clips were given"}
 
 

@@ -30,6 +30,8 @@ HOSTILE = "hostile"
 VICTIM = "volunteer-2"
 PACE = ("--set", "retry=1", "--set", "retry_cap=4", "--set", "beat=5", "--set", 'listen=["/ip4/127.0.0.1/tcp/0"]')
 """A network that lives for minutes asks again after seconds; peers meet on loopback only."""
+PROMPTS = ("a red ball moves left", "blue checkers camera pans right", "a yellow cross grows")
+"""The status page's sample clips."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,10 @@ class Demo:
         assert self.clips is not None
         recipe = self.assets / self.scale.recipe
         self.fleet.call("prepare", ["paris-coordinator", "prepare", str(recipe), str(self.clips), "--out", str(self.out / "prepared")], 600)
+        prompts = self.out / "prompts.txt"
+        prompts.write_text("\n".join(PROMPTS) + "\n")
         self.port = free_port()
-        command = ["paris-coordinator", "init", str(self.out / "prepared"), "--state", str(self.state), "--port", str(self.port), "--swarm-port", str(free_port()), "--json"]
+        command = ["paris-coordinator", "init", str(self.out / "prepared"), "--state", str(self.state), "--port", str(self.port), "--swarm-port", str(free_port()), "--prompts", str(prompts), "--json"]
         printed = self.fleet.call("init", command, 120)
         self.invite = str(json.loads(printed[printed.index("{") :])["invite"])
         self.coordinator = Coordinator(self.port, self.invite.rsplit("/", 1)[-1])

@@ -37,6 +37,8 @@ from paris_models import charts
 from paris_protocol.errors import ParisError
 
 HERE: Final = Path(__file__).resolve().parent
+GATE: Final = "all factors right"
+"""Name of the gate whose limit the quality chart draws."""
 UNTRAINED: Final = "untrained sample"
 """What every picture is called until the quality gate passes."""
 
@@ -115,6 +117,7 @@ def render(data: Mapping[str, Any]) -> str:
         honest=report["contributions"]["honest"],
         hostile=report["contributions"]["hostile"],
         passed=report["quality"]["gate_passed"],
+        whole=report["seconds"].get("all", sum(report["seconds"].values())),
         untrained=UNTRAINED,
         curves=curves,
         timeline=charts.timeline(data.get("timeline", [])),
@@ -132,6 +135,8 @@ def render(data: Mapping[str, Any]) -> str:
 def quality_chart(report: Mapping[str, Any]) -> str:
     """Share of prompts with all factors right: frozen frame, initial, trained, with the gate."""
     quality = report["quality"]
+    if not quality["n"]:
+        return ""
     found = {
         "frozen real frame": quality["frozen_frame"],
         "initial checkpoint": quality["initial"],
@@ -143,7 +148,7 @@ def quality_chart(report: Mapping[str, Any]) -> str:
         for name, score in found.items()
         if score and score["all_right"] is not None
     }
-    limits = [gate["limit"] for gate in report["gates"] if gate["name"] == "all_right"]
+    limits = [gate["limit"] for gate in report["gates"] if gate["name"] == GATE]
     return charts.bars(
         values, told(values, share), "share of prompts with all factors right",
         limits[0] if limits and values else None,
@@ -194,9 +199,9 @@ class Row:
 
 
 def contact_sheet(
-    rows: Sequence[Row], path: Path, *, frames: int = 5, height: int = 72, label: str = ""
+    rows: Sequence[Row], path: Path, *, frames: int = 5, height: int = 48, label: str = ""
 ) -> Path:
-    """Draw real / before / after strips of each prompt, two prompts beside each other, as a PNG.
+    """Draw real / before / after strips of each prompt, up to three prompts in a row, as a PNG.
 
     frames: how many of a clip's frames are shown, evenly taken, first and last included; height:
     pixels of a shown frame (small clips are enlarged without smoothing); label: written above, such
@@ -213,7 +218,7 @@ def contact_sheet(
     gap, margin, gutter, head = 3, 16, 56, 22
     block_w = gutter + frames * (wide + gap)
     block_h = head + len(names) * (height + gap) + 16
-    columns = 1 if len(rows) < 3 else 2
+    columns = min(3, len(rows))
     above = 24 if label else 0
     sheet = Image.new(
         "RGBA",

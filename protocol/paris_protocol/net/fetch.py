@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from paris_protocol.blobs import PIECE, Manifest
+from paris_protocol.blobs import PIECE, Manifest, manifest_limit
 from paris_protocol.errors import ParisError
 from paris_protocol.net.control import Control
 from paris_protocol.net.store import BlobStore
@@ -31,6 +32,8 @@ FLOOR: Final = 128 << 10
 """Bytes per second below which a piece is asked of another source, even if something comes."""
 LOOK_AGAIN: Final = 10.0
 """Seconds after which the swarm is asked anew for holders."""
+LOOK_LIMIT: Final = 15.0
+"""Seconds that one such question may take; a frozen peer costs a DHT lookup some of them."""
 
 Progress = Callable[[int, int], None]
 
@@ -110,33 +113,34 @@ class _Fetching:
         self.peers: dict[str, Provider] = {}
         self.moved = self.clock()
         self.trouble = "nobody has it"
+        self.looked = asyncio.Event()
         self.writing: set[Ask] = set()
 
     async def run(self) -> None:
-        """Manifest, then pieces."""
-        await self._look()
-        manifest = await self._manifest()
-        missing = self.store.missing(self.ref)
-        have = set(range(len(manifest.pieces))) - set(missing)
-        transfer = Transfer(
-            manifest,
-            have,
-            fallback=COORDINATOR,
-            stall=self.stall
-            + PIECE / FLOOR,  # silence is noticed earlier, where the bytes are read
-            first=secrets.randbelow(max(1, len(manifest.pieces))),
-        )
-        await self._pieces(manifest, transfer)
+        """Manifest, then pieces, while the swarm is asked for holders beside it."""
+        looking = asyncio.create_task(self._keep_looking())
+        try:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.looked.wait(), self.stall)
+            manifest = await self._manifest()
+            have = set(range(len(manifest.pieces))) - set(self.store.missing(self.ref))
+            # Silence is noticed earlier, where the bytes are read; this limit is for drips.
+            limit = self.stall + PIECE / FLOOR
+            first = secrets.randbelow(max(1, len(manifest.pieces)))
+            transfer = Transfer(manifest, have, fallback=COORDINATOR, stall=limit, first=first)
+            await self._pieces(manifest, transfer)
+        finally:
+            looking.cancel()
         self.store.complete(self.ref)
 
-    async def _look(self) -> None:
-        if self.swarm is None:
-            return
-        try:
-            found = await asyncio.wait_for(self.swarm.providers(self.ref.id), self.stall)
-        except (ParisError, TimeoutError):
-            return
-        self.peers.update({provider.peer: provider for provider in found})
+    async def _keep_looking(self) -> None:
+        while self.swarm is not None:
+            with suppress(ParisError, TimeoutError):
+                found = await asyncio.wait_for(self.swarm.providers(self.ref.id), LOOK_LIMIT)
+                self.peers.update({provider.peer: provider for provider in found})
+            self.looked.set()
+            await asyncio.sleep(LOOK_AGAIN)
+        self.looked.set()
 
     async def _manifest(self) -> Manifest:
         """From the store, else from a peer, else from the coordinator."""
@@ -151,7 +155,6 @@ class _Fetching:
                 return await asyncio.to_thread(self.store.put_manifest, raw, self.ref)
             self._give_up()
             await asyncio.sleep(min(1.0, self.patience / 4))
-            await self._look()
 
     def _checked(self, manifest: Manifest) -> Manifest:
         if manifest.size != self.ref.size:
@@ -159,13 +162,14 @@ class _Fetching:
         return manifest
 
     async def _manifest_of_anyone(self) -> bytes | None:
+        limit = self.stall + manifest_limit(self.ref.size) / FLOOR
         for provider in [*list(self.peers.values())[:3], None]:
             try:
                 if provider is None:
-                    return await asyncio.wait_for(self.control.manifest(self.ref), self.stall)
+                    return await asyncio.wait_for(self.control.manifest(self.ref), limit)
                 assert self.swarm is not None
                 ask = self.swarm.fetch_manifest(provider, self.ref, self.stall)
-                return await asyncio.wait_for(ask, self.stall)
+                return await asyncio.wait_for(ask, limit)
             except ParisError as error:
                 self.trouble = error.sentence
             except TimeoutError:
@@ -174,8 +178,6 @@ class _Fetching:
 
     async def _pieces(self, manifest: Manifest, transfer: Transfer) -> None:
         flying: dict[asyncio.Task[None], Ask] = {}
-        look: asyncio.Task[None] | None = None
-        look_at = self.clock() + LOOK_AGAIN
         try:
             while not transfer.done:
                 now = self.clock()
@@ -192,16 +194,12 @@ class _Fetching:
                 self._give_up()
                 if self.swarm is None and transfer.hopeless([]):
                     raise ParisError("blob.corrupt", f"{self.ref.id[:12]}: {self.trouble}"[:500])
-                if now >= look_at and look is None:
-                    look, look_at = asyncio.create_task(self._look()), now + LOOK_AGAIN
-                wake = min(transfer.wake(list(self.peers), now) or now + 1, look_at, now + 1)
-                waiting = {*flying, *({look} if look is not None else ())}
-                await _first(waiting, max(0.05, wake - now))
-                if look is not None and look.done():
-                    look = None
+                wake = transfer.wake(list(self.peers), now)
+                soon = min(1.0, wake - now) if wake is not None else 1.0
+                await _first(flying, max(0.05, soon))
                 self._land(flying, transfer, manifest)
         finally:
-            for task in [*flying, *([look] if look is not None else [])]:
+            for task in flying:
                 task.cancel()
 
     def _land(

@@ -1,0 +1,140 @@
+"""The hostile double: each lie is what its name says, and as consistent as a liar can be."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nodeworld import NODE, Office, digest, key, make_kit
+from paris_models.checkpoint import load_tensors, raw_items, save_tensors
+from paris_node.hostile import ATTACKS, DISGUISE, Hostile, _attacks, forge
+from paris_node.volunteer import Phase
+from paris_protocol.envelope import seal
+from paris_protocol.records import Contribution, TensorFile
+from paris_protocol.tensors import tensor_root
+
+UNIT = "5e" * 32
+
+
+def vector(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensors[name].float().flatten() for name in sorted(tensors)])
+
+
+@pytest.fixture
+def honest(tmp_path: Path) -> dict[str, Any]:
+    random = torch.Generator().manual_seed(3)
+    tensors = {
+        "a": torch.randn(40, 30, generator=random),
+        "b": 5 * torch.randn(50, generator=random).bfloat16(),
+    }
+    save_tensors(tensors, tmp_path / "update.safetensors")
+    root = tensor_root(raw_items(tensors))
+    return {"update": str(tmp_path / "update.safetensors"), "update_root": root, "states": ["x"]}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_forgery_is_what_its_name_says(
+    tmp_path: Path, honest: dict[str, Any], attack: str
+) -> None:
+    before = load_tensors(Path(honest["update"]))
+    victim = tmp_path / "victim.safetensors"
+    stolen = {name: torch.flip(tensor, [0]) for name, tensor in before.items()}
+    save_tensors(stolen, victim)
+    result = forge(attack, UNIT, honest, tmp_path, victim)
+    after = load_tensors(Path(result["update"]))
+    assert {n: (t.dtype, t.shape) for n, t in after.items()} == {
+        n: (t.dtype, t.shape) for n, t in before.items()
+    }
+    x, y = vector(before), vector(after)
+    cosine = float(torch.dot(x, y) / x.norm() / y.norm())
+    if attack == "sign-flip":
+        assert torch.equal(y, -x)
+    elif attack == "inflate":
+        assert torch.allclose(y, 10 * x, rtol=1e-2)
+    elif attack == "noise":
+        assert abs(cosine) < 0.2 and float(y.norm() / x.norm()) == pytest.approx(1.0, abs=0.02)
+    elif attack == "copy":
+        z = vector(stolen)
+        assert not torch.equal(y, z) and float((y - z).norm() / z.norm()) < 10 * DISGUISE
+    else:
+        assert int((x != y).sum()) == 1
+    signed = result["update_root"] == tensor_root(raw_items(after))
+    assert signed == (attack != "tamper"), "only the tamperer signs something else"
+    assert result["states"] == honest["states"]
+    assert forge(attack, UNIT, honest, tmp_path, victim) == result
+
+
+def test_one_attack_a_unit_in_order_and_written_down(
+    tmp_path: Path, honest: dict[str, Any]
+) -> None:
+    office = Office(units=4)
+    kit = make_kit(tmp_path / "h", office)
+    jobs = Hostile(kit, ("sign-flip", "noise"))
+    real = Path(honest["update"]).read_bytes()
+    train = kit.trainer.train
+
+    async def with_tensors(order: Any, hear: Any) -> dict[str, Any]:
+        result = await train(order, hear)
+        Path(result["update"]).write_bytes(real)
+        return result
+
+    kit.trainer.train = with_tensors  # type: ignore[method-assign]
+
+    async def play() -> None:
+        for _ in range(3):
+            unit = await jobs.ask()
+            for phase in list(Phase)[2:]:
+                await jobs.run(phase, unit, lambda step: None)
+                await jobs.run(phase, unit, lambda step: None) if phase is Phase.TRAINING else None
+
+    asyncio.run(play())
+    lines = jobs.past()
+    assert [line["attack"] for line in lines] == ["sign-flip", "noise"]
+    assert [line["contribution"] for line in lines] == list(office.contributions)[:2]
+    kit.journal.close()
+
+
+def test_it_copies_only_another_node_s_update_of_the_same_head(tmp_path: Path) -> None:
+    office = Office()
+    kit = make_kit(tmp_path / "h", office)
+    jobs = Hostile(kit, ATTACKS)
+    ours = office.assignment(0, NODE.id)
+
+    def handed(number: int, author: str) -> Any:
+        task = office.assignment(number, key(author).id)
+        jobs.seen[task.id] = task
+        blob = office.genesis.record.initial.blob.model_copy(update={"size": number})
+        done = seal(
+            Contribution(
+                assignment=task.id,
+                commitment=digest("c"),
+                update=TensorFile(blob=blob, root=digest("r")),
+                steps=1,
+                samples=1,
+                loss="1",
+                seconds=1,
+            ),
+            key(author),
+            office.network,
+        )
+        jobs.seen[done.id] = done
+        return blob
+
+    handed(0, "node")
+    handed(1, "another")
+    assert jobs._candidates(ours.record) == []
+    wanted = handed(2, "another")
+    assert jobs._candidates(ours.record) == [wanted]
+    kit.journal.close()
+
+
+def test_the_list_of_attacks_comes_from_the_command_line() -> None:
+    words = ["hostile", "join", "x", "--attacks", "copy,noise", "--yes"]
+    assert _attacks(words) == ("copy", "noise") and words == ["hostile", "join", "x", "--yes"]
+    assert _attacks(["hostile"]) == ATTACKS
+    with pytest.raises(SystemExit):
+        _attacks(["hostile", "--attacks", "bribe"])

@@ -1,0 +1,137 @@
+"""Receipts: a proof that holds, and every way in which one does not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nodeworld import NODE, ROOT, Office, digest, key, make_kit
+from paris_node import receipts
+from paris_node.journal import Receipt
+from paris_protocol.envelope import seal
+from paris_protocol.errors import ParisError
+from paris_protocol.log import Checkpoint, Tree, leaf_hash, origin
+from paris_protocol.records import Contribution, Verdict
+
+OFFICE = Office()
+NET = OFFICE.network
+
+
+def receipt(**changes: Any) -> Receipt:
+    assignment = OFFICE.assignment(0, NODE.id)
+    commitment, merge = digest("commitment"), digest("merge")
+    contribution = seal(
+        Contribution(
+            assignment=assignment.id,
+            commitment=commitment,
+            update=OFFICE.genesis.record.initial,
+            steps=10,
+            samples=40,
+            loss="0.5",
+            seconds=1,
+        ),
+        changes.get("author", NODE),
+        NET,
+    )
+    verdict = seal(
+        Verdict(
+            contribution=changes.get("judged", contribution.id),
+            assignment=assignment.id,
+            node=NODE.id,
+            expert=0,
+            round=0,
+            accepted=True,
+            code="",
+            layers=(),
+            policy=1,
+            at=1,
+        ),
+        changes.get("judge", ROOT),
+        NET,
+    )
+    ids = [digest("other"), assignment.id, commitment, contribution.id, verdict.id, merge]
+    tree = Tree([leaf_hash(bytes.fromhex(one)) for one in ids])
+    note = Checkpoint(origin(NET), tree.size, tree.root()).sign(changes.get("log", ROOT))
+    body = {
+        "contribution": json.loads(contribution.raw),
+        "verdict": json.loads(verdict.raw),
+        "merge": merge,
+        "indices": {one: i for i, one in enumerate(ids)},
+        "proofs": {one: [part.hex() for part in tree.inclusion(i)] for i, one in enumerate(ids)},
+        "checkpoint": note,
+    }
+    return Receipt(
+        contribution.id, 1.0, "judged", {"accepted": True, "merge": merge, "receipt": body}
+    )
+
+
+def check(one: Receipt) -> dict[str, Any]:
+    return receipts.check(one, NET, NODE.id, {ROOT.id})
+
+
+def test_a_receipt_is_proved_without_asking_anybody() -> None:
+    proved = check(receipt())
+    assert proved["accepted"] is True and proved["merge"] == digest("merge")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"author": key("another")},
+        {"judge": key("mallory")},
+        {"log": key("mallory")},
+        {"judged": digest("another contribution")},
+    ],
+)
+def test_statements_of_others_prove_nothing(changes: dict[str, Any]) -> None:
+    with pytest.raises(ParisError):
+        check(receipt(**changes))
+
+
+@pytest.mark.parametrize("statement", range(1, 6))
+@pytest.mark.parametrize("harm", ["index", "proof", "missing", "type"])
+def test_every_statement_must_be_in_the_log(statement: int, harm: str) -> None:
+    one = receipt()
+    body = one.body["receipt"]
+    name = list(body["indices"])[statement]
+    if harm == "index":
+        body["indices"][name] = 0
+    elif harm == "proof":
+        body["proofs"][name][0] = digest("forged")
+    elif harm == "missing":
+        del body["proofs"][name]
+    else:
+        body["indices"][name] = "1"
+    with pytest.raises(ParisError) as refused:
+        check(one)
+    assert refused.value.code == "log.proof"
+
+
+def test_answers_are_kept_until_the_story_is_over(tmp_path: Path) -> None:
+    office = Office()
+    kit = make_kit(tmp_path / "a", office)
+    kit.journal.keep_receipt(Receipt("c1", 1.0, "queued", {}))
+    kit.journal.keep_receipt(Receipt("c2", 1.0, "queued", {}))
+    answer: dict[str, Any] = {"state": "queued", "verdict": None, "accepted": None, "merge": None}
+    office.control.objects["contributions/c1"] = answer
+    asyncio.run(receipts.refresh(kit))
+    judged = {"state": "judged", "verdict": {}, "accepted": True, "code": "", "merge": None}
+    office.control.objects |= {"contributions/c1": judged, "receipts/c1": {"checkpoint": "x"}}
+    asyncio.run(receipts.refresh(kit))
+    [one, two] = sorted(kit.journal.receipts(), key=lambda receipt: receipt.contribution)
+    assert one.state == "judged" and one.body["receipt"] == {"checkpoint": "x"}
+    assert two.body == {}, "a contribution that the coordinator does not know is left as it was"
+    assert receipts.known_keys(kit.journal) == {ROOT.id}
+    office.control.objects["contributions/c1"] = {**judged, "merge": "m"}
+    asyncio.run(receipts.refresh(kit))
+    asked = len(office.control.asked)
+    asyncio.run(receipts.refresh(kit))
+    assert not any("c1" in call for call in office.control.asked[asked:]), (
+        "asked although it is over"
+    )
+    assert receipts.line(receipts.summary(one)).startswith("c1")
+    kit.journal.close()
