@@ -141,7 +141,7 @@ def _first_step(invite: str, state: Path) -> float:
         except ParisError:
             return False
         # `step` counts whatever the phase counts, pieces while it fetches.
-        return status.get("phase") == "training" and int(status.get("step") or 0) >= 1
+        return status.get("state") == "training" and int(status.get("step") or 0) >= 1
 
     begin = time.perf_counter()
     command = _program(NODE, "join", invite, "--yes", "--no-swarm", "--state", str(state), *PACE)

@@ -79,6 +79,20 @@ def test_founding_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert found(folder, experts=1, shards=1).settings().network
 
 
+def test_founding_when_the_held_out_clips_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as inner:
+        inner.setattr("os.sendfile", full)
+        with pytest.raises(ParisError) as caught:
+            found(tmp_path, experts=1, shards=1)
+    assert caught.value.code == "disk.full"
+    assert list((tmp_path / "state" / "private").iterdir()) == []
+
+
 def test_ordering(say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = found(tmp_path, experts=1, shards=1)
     before = tree(state.folder)

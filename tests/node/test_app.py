@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -261,5 +261,89 @@ def test_beats_tell_the_step_and_learn_of_the_end(tmp_path: Path) -> None:
         await asyncio.wait_for(task, 10)
         assert office.contributions == {}
         kit.journal.close()
+
+    asyncio.run(play())
+
+
+class Killed(BaseException):
+    """What a kill -9 is to the code inside: the end, in the middle of whatever it did."""
+
+
+POINTS = ("record", "post", "settle", "keep_unit", "keep_receipt")
+
+
+def kill_at(kit: Kit, office: Office, point: int) -> Callable[[], bool]:
+    """Die at the n-th write or call, before or after it happens; afterwards nothing can be done."""
+    count, dead = 0, False
+
+    def wrap(real: Callable[..., Any]) -> Callable[..., Any]:
+        def one(*words: Any, **named: Any) -> Any:
+            nonlocal count, dead
+            for moment in (0, 1):
+                count += 1
+                dead = dead or count == point
+                if dead:
+                    raise Killed
+                if moment == 0:
+                    result = real(*words, **named)
+            return result
+
+        return one
+
+    for name in POINTS:
+        setattr(kit.journal, name, wrap(getattr(kit.journal, name)))
+    for verb, real in list(office.control.handlers.items()):
+        if verb != "beat":
+            office.control.handlers[verb] = wrap(real)
+    pause = kit.trainer.pause
+
+    async def pause_unless_dead(grace: float) -> int | None:
+        return None if dead else await pause(grace)
+
+    kit.trainer.pause = pause_unless_dead  # type: ignore[method-assign]
+    return lambda: dead
+
+
+async def live_until_killed(kit: Kit, dead: Callable[[], bool]) -> None:
+    agent = Agent(kit, Jobs(kit), until_finished=True)
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda *_: None)
+    task = asyncio.create_task(agent.run())
+    while not task.done() and not dead():
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    if agent._job is not None:
+        agent._job.cancel()
+        await asyncio.gather(agent._job, return_exceptions=True)
+
+
+@pytest.mark.parametrize("first", range(1, 48, 4))
+def test_killed_at_any_write_or_call_nothing_is_lost_or_counted_twice(
+    tmp_path: Path, first: int
+) -> None:
+    async def play() -> None:
+        office = Office(units=2)
+        handlers = dict(office.control.handlers)
+        steps: list[tuple[str, int]] = []
+        for point in (first, first // 2 + 3, 7):
+            trainer = ScriptedTrainer()
+            kit = make_kit(tmp_path / "a", office, trainer)
+            office.control.handlers = dict(handlers)
+            with suppress(Killed):
+                await live_until_killed(kit, kill_at(kit, office, point))
+            steps += trainer.trained
+            kit.journal._db.close()
+        office.control.handlers = handlers
+        trainer = ScriptedTrainer()
+        kit = make_kit(tmp_path / "a", office, trainer)
+        await asyncio.wait_for(Agent(kit, Jobs(kit), until_finished=True).run(), 20)
+        kit.journal.close()
+        steps += trainer.trained
+        assert len(office.granted) == len(office.accepted) == len(office.contributions) == 2
+        for unit in office.accepted:
+            again = [step for one, step in steps if one == unit]
+            assert sorted(set(again)) == list(range(1, STEPS + 1))
+            assert len(again) <= STEPS + 3 * 5, "more was redone than what followed the last saves"
 
     asyncio.run(play())

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -104,7 +103,7 @@ def held_out(private: Path, *, count: int, secret: str, salt: str) -> HeldOut:
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder that gets its name when it is complete; an older one of that name is replaced."""
-    draft = out.with_name(f".{out.name}.{os.getpid()}.part")
+    draft = out.with_name(f".{out.name}.part")  # one worker at a time; a killed one left its own
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:

@@ -46,7 +46,7 @@ PACKAGES = ("paris-ddm", "torch", "diffusers", "hivemind", "safetensors", "crypt
 
 def conclude(demo: Demo, evidence: Evidence) -> dict[str, Any]:
     """All of the report's data; writes sample sheets and videos beside it."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # more threads than idle cores cost several times the time
     loaded = load_release(demo.out / "release")
     demos_own = demo.clips == demo.out / "clips"
     initial = initial_release(loaded, demo.out / "prepared" / "initial.safetensors")
