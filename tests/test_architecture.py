@@ -24,8 +24,18 @@ MAY_IMPORT = {
     "paris_coordinator": {"paris_coordinator", "paris_models", "paris_protocol"},
     "paris_node": {"paris_node", "paris_models", "paris_protocol"},
 }
-IMPURE = {"asyncio", "os", "pathlib", "random", "socket", "subprocess", "threading", "time", "torch"}
-PURE_THIRD_PARTY = {"cryptography", "securesystemslib", "pydantic", "numpy"}
+IMPURE = {
+    "asyncio",
+    "os",
+    "pathlib",
+    "random",
+    "socket",
+    "subprocess",
+    "threading",
+    "time",
+    "torch",
+}
+PURE_THIRD_PARTY = {"cryptography", "securesystemslib", "pydantic"}
 CORES = {
     "paris_coordinator": ["desk.py", "merging.py", "judging.py"],
     "paris_node": ["volunteer.py", "consent.py", "fit.py"],
@@ -39,7 +49,10 @@ HEAVY_ONLY_IN = {  # third party -> the files (or folders) that may import it
         "node/paris_node/app.py",
         "node/paris_node/hostile.py",
     ],
-    "sqlalchemy": ["coordinator/paris_coordinator/ledger.py", "coordinator/paris_coordinator/migrations/"],
+    "sqlalchemy": [
+        "coordinator/paris_coordinator/ledger.py",
+        "coordinator/paris_coordinator/migrations/",
+    ],
     "jinja2": ["coordinator/paris_coordinator/web/", "models/paris_models/commands/report.py"],
     "transformers": ["models/paris_models/encoders.py"],
 }
@@ -86,10 +99,9 @@ def test_the_pure_protocol_does_no_io() -> None:
         for name, line in imported(path):
             top = name.split(".")[0]
             keyfile = path.name == "keys.py" and top in {"os", "pathlib"}
-            third = top not in sys.stdlib_module_names and top not in OURS
-            if (top in IMPURE and not keyfile) or name.startswith("paris_protocol.net"):
-                wrong.append(f"{where(path, line)} imports {name}")
-            elif third and top not in PURE_THIRD_PARTY - {"numpy"}:
+            third = top not in sys.stdlib_module_names and top not in OURS | PURE_THIRD_PARTY
+            impure = (top in IMPURE and not keyfile) or name.startswith("paris_protocol.net")
+            if impure or third:
                 wrong.append(f"{where(path, line)} imports {name}")
     assert not wrong, "\n".join(wrong)
 
@@ -112,9 +124,16 @@ def test_heavy_libraries_stay_in_their_files(module: str) -> None:
     for package in PACKAGES:
         for path in sources(package):
             relative = path.relative_to(ROOT).as_posix()
-            if any(relative == place or (place.endswith("/") and relative.startswith(place)) for place in HEAVY_ONLY_IN[module]):
+            if any(
+                relative == place or (place.endswith("/") and relative.startswith(place))
+                for place in HEAVY_ONLY_IN[module]
+            ):
                 continue
-            wrong += [f"{where(path, line)} imports {name}" for name, line in imported(path) if name.split(".")[0] == module]
+            wrong += [
+                f"{where(path, line)} imports {name}"
+                for name, line in imported(path)
+                if name.split(".")[0] == module
+            ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -122,11 +141,18 @@ def test_nothing_is_unpickled() -> None:
     wrong = []
     for package in PACKAGES:
         for path in sources(package):
-            wrong += [where(path, line) for name, line in imported(path) if name.split(".")[0] in {"pickle", "shelve", "marshal"}]
+            wrong += [
+                where(path, line)
+                for name, line in imported(path)
+                if name.split(".")[0] in {"pickle", "shelve", "marshal"}
+            ]
             wrong += [
                 where(path, node.lineno)
                 for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-                if isinstance(node, ast.Attribute) and node.attr == "load" and isinstance(node.value, ast.Name) and node.value.id == "torch"
+                if isinstance(node, ast.Attribute)
+                and node.attr == "load"
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "torch"
             ]
     assert not wrong, "\n".join(wrong)
 
@@ -139,7 +165,9 @@ def test_packages_are_typed(package: str) -> None:
 HEAVY = ("torch", "hivemind", "diffusers", "transformers", "aiohttp", "sqlalchemy", "numpy")
 
 
-@pytest.mark.parametrize("module", ["paris_models.commands.cli", "paris_node.cli", "paris_coordinator.cli"])
+@pytest.mark.parametrize(
+    "module", ["paris_models.commands.cli", "paris_node.cli", "paris_coordinator.cli"]
+)
 def test_help_imports_nothing_heavy(module: str) -> None:
     program = (
         "import sys\nfrom importlib import import_module\n"
@@ -148,7 +176,13 @@ def test_help_imports_nothing_heavy(module: str) -> None:
         f"print('HEAVY', sorted(m for m in {HEAVY!r} if m in sys.modules))\n"
     )
     path = ":".join(str(ROOT / folder) for folder in ("protocol", "models", "coordinator", "node"))
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin"}, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin"},
+        check=False,
+    )
     assert run.stdout.strip().splitlines()[-1] == "HEAVY []", run.stdout[-500:] + run.stderr[-2000:]
 
 

@@ -1,0 +1,1 @@
+"""A network's coordinator: leases, verification, merges, releases, and the evidence for them."""

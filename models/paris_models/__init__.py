@@ -1,0 +1,1 @@
+"""Experts, router, codec and training as functions: tensors in, tensors out."""

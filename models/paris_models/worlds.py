@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -177,3 +178,17 @@ def write_clips(
         for done, _ in enumerate(pool.map(write, range(n)), 1):
             if progress is not None and (done % 100 == 0 or done == n):
                 progress(done, n)
+
+
+def main() -> None:
+    """`python -m paris_models.worlds FOLDER COUNT --seed N`: write captioned clips."""
+    parser = argparse.ArgumentParser(description="Render the demo's clips as MP4 files.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("count", type=int)
+    parser.add_argument("--seed", type=int, default=100)
+    options = parser.parse_args()
+    write_clips(options.folder, options.count, options.seed)
+
+
+if __name__ == "__main__":
+    main()

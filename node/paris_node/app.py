@@ -57,6 +57,8 @@ from paris_protocol.net.store import BlobStore
 from paris_protocol.records import Beat
 
 DISK_RETRY: Final = 5.0
+LAST_WORDS: Final = 20.0
+"""Seconds that the end may take for asking what became of the contributions."""
 MakeJobs = Callable[[Kit], Jobs]
 
 
@@ -136,17 +138,21 @@ class Agent:
                 await self._hear(*await self._next_event())
         finally:
             beats.cancel()
-            await self._settle()
-            await server.close()
-            with contextlib.suppress(ParisError, OSError):
-                await asyncio.wait_for(receipts.refresh(self.kit), 20)
+            try:
+                await self._settle()
+            finally:
+                await server.close()
+        with contextlib.suppress(ParisError, OSError, TimeoutError):
+            async with asyncio.timeout(LAST_WORDS):
+                await receipts.refresh(self.kit)
 
     async def _next_event(self) -> tuple[Event, str]:
         if self._words:
             return self._words.popleft()
         wait = self._wake - asyncio.get_running_loop().time()
         try:
-            return await asyncio.wait_for(self._events.get(), max(0.0, wait))
+            async with asyncio.timeout(max(0.0, wait)):
+                return await self._events.get()
         except TimeoutError:
             return Tick(), "alarm"
 

@@ -1,0 +1,1 @@
+"""What node and coordinator agree on: records, signatures, digests, log, lineage."""

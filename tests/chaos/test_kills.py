@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from loop.promises import check_promises
 from loop.tiny import TinyNetwork
 
@@ -32,7 +33,9 @@ def test_thirty_kills_lose_nothing(tmp_path: Path) -> None:
                 killed.append(part)
         print("killed", {part: killed.count(part) for part in PARTS})
         net.wait_finished(600)
-        assert len(killed) == KILLS, "the network finished before thirty kills; make the rounds longer"
+        assert len(killed) == KILLS, (
+            "the network finished before thirty kills; make the rounds longer"
+        )
         check_promises(net, recompute=4)
     finally:
         net.close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import torch
+
 from loop.tiny import TinyNetwork
 from paris_models.checkpoint import load_tensors, raw_items
 from paris_models.config import ExpertConfig, RecipeConfig, UnitConfig
@@ -22,15 +24,17 @@ from paris_protocol.tensors import tensor_root
 def check_promises(net: TinyNetwork, recompute: int = 2) -> None:
     """Nothing accepted lost, nothing counted twice, no half-applied step, one head per expert.
 
-    `recompute` contributions are trained again from their assignments alone, never interrupted: they
-    must have the same tensor roots, committed states included.
+    `recompute` contributions are trained again from their assignments alone, never interrupted:
+    they must have the same tensor roots, committed states included.
     """
     evidence = net.evidence()
     judged = evidence.judged()
     accepted = [verdict.id for verdict in judged if verdict.accepted]
     merges = [merge for _, merge in evidence.merges() if merge.published]
     merged = Counter(each.contribution for merge in merges for each in merge.inputs)
-    assert set(accepted) == set(merged), "an accepted contribution was lost, or one was merged unaccepted"
+    assert set(accepted) == set(merged), (
+        "an accepted contribution was lost, or one was merged unaccepted"
+    )
     assert all(count == 1 for count in merged.values()), "a contribution was counted twice"
     assert len(accepted) == len(set(accepted)), "a contribution was judged twice"
     leases = evidence.assignments()
@@ -38,9 +42,13 @@ def check_promises(net: TinyNetwork, recompute: int = 2) -> None:
     per_lease = Counter(record.assignment for record, _ in handed_in.values())
     assert all(count == 1 for count in per_lease.values()), "two results for one assignment"
     for expert in {merge.expert for merge in merges}:
-        line = sorted((merge for merge in merges if merge.expert == expert), key=lambda merge: merge.round)
-        assert [merge.round for merge in line] == list(range(len(line))), "a lineage with a gap or a fork"
-        for before, after in zip(line, line[1:], strict=False):
+        line = sorted(
+            (merge for merge in merges if merge.expert == expert), key=lambda merge: merge.round
+        )
+        assert [merge.round for merge in line] == list(range(len(line))), (
+            "a lineage with a gap or a fork"
+        )
+        for before, after in pairwise(line):
             assert after.parent.weights == before.result
     genesis = open_genesis((net.state / "genesis.json").read_bytes(), net.network).record
     store = BlobStore(net.state / "store")
@@ -48,14 +56,23 @@ def check_promises(net: TinyNetwork, recompute: int = 2) -> None:
     for id in accepted[:recompute] + accepted[-recompute:]:
         contribution = handed_in[id][0]
         again = retrain(genesis, store, leases[contribution.assignment], net.folder)
-        assert again[0] == contribution.update.root, "the update is not what uninterrupted training gives"
-        assert tuple(again[1]) == commitments[contribution.commitment].states, "a committed state differs"
+        assert again[0] == contribution.update.root, (
+            "the update is not what uninterrupted training gives"
+        )
+        assert tuple(again[1]) == commitments[contribution.commitment].states, (
+            "a committed state differs"
+        )
 
 
-def retrain(genesis: Genesis, store: BlobStore, lease: Assignment, folder: Path) -> tuple[str, list[str]]:
+def retrain(
+    genesis: Genesis, store: BlobStore, lease: Assignment, folder: Path
+) -> tuple[str, list[str]]:
     """Root of the update and of every committed state, by training the unit in one go."""
     torch.set_num_threads(lease.threads)
-    config, recipe = ExpertConfig.from_record(genesis.expert), RecipeConfig.from_record(genesis.recipe)
+    config, recipe = (
+        ExpertConfig.from_record(genesis.expert),
+        RecipeConfig.from_record(genesis.recipe),
+    )
     parent = load_tensors(store.path(lease.parent.weights.blob))
     clips = read_shards([store.path(shard.file.blob) for shard in lease.shards])
     unit = UnitConfig.from_record(lease, unit_key(lease.seed))

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from loop.promises import check_promises
 from loop.tiny import TinyNetwork
 from paris_models.commands.fleet import resolve
@@ -23,11 +24,18 @@ def test_nothing_accepted_is_lost_when_every_part_is_killed_once(net: TinyNetwor
     net.join("a")
     net.join("b")
     for part in ("trainer", "agent", "network", "coordinator", "worker"):
-        net.until(lambda part=part: bool(net.pids(part)) or net.view.finished(), 60, f"a living {part}")
+        net.until(
+            lambda part=part: bool(net.pids(part)) or net.view.finished(), 60, f"a living {part}"
+        )
         if not net.view.finished():
             net.kill(part)
     net.wait_finished(240)
     check_promises(net)
     release = max((net.state / "releases").iterdir(), key=lambda path: path.name)
-    run = subprocess.run(resolve(["paris", "verify", str(release), "--network", net.network]), capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        resolve(["paris", "verify", str(release), "--network", net.network]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr

@@ -31,13 +31,32 @@ PARTS = {
     "worker": "paris_coordinator.worker",
 }
 
-PACE = ("--set", "retry=0.5", "--set", "retry_cap=2", "--set", "beat=2", "--set", 'listen=["/ip4/127.0.0.1/tcp/0"]')
+PACE = (
+    "--set",
+    "retry=0.5",
+    "--set",
+    "retry_cap=2",
+    "--set",
+    "beat=2",
+    "--set",
+    'listen=["/ip4/127.0.0.1/tcp/0"]',
+)
 
 
 class TinyNetwork:
     """Folders and processes of one network; always `close()` it."""
 
-    def __init__(self, folder: Path, *, clips: int = 120, steps: int = 8, rounds: int = 2, units: int = 2, swarm: bool = True, commit_every: int = 4) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        clips: int = 120,
+        steps: int = 8,
+        rounds: int = 2,
+        units: int = 2,
+        swarm: bool = True,
+        commit_every: int = 4,
+    ) -> None:
         self.folder = folder
         self.swarm = swarm
         self.fleet = Fleet(folder)
@@ -48,17 +67,44 @@ class TinyNetwork:
         recipe = folder / "recipe.toml"
         recipe.write_text(tiny_recipe(steps, rounds, units))
         for asset in ("codec", "text"):
-            (folder / f"{asset}.safetensors").write_bytes((ASSETS / f"{asset}.safetensors").read_bytes())
+            (folder / f"{asset}.safetensors").write_bytes(
+                (ASSETS / f"{asset}.safetensors").read_bytes()
+            )
         policy = folder / "policy.toml"
         policy.write_text(
             f"commit_every = {commit_every}\nsoft_deadline = 60\nhard_deadline = 600\n"
-            # A few steps on a few clips from fresh weights: plumbing is tested here, not statistics.
-            '[margins]\ndamage = ["10"]\nmerge_damage = "10"\nnoise_cosine = "0"\nnorm_low = "0.01"\nnorm_high = "100"\n'
+            # A few steps from fresh weights: plumbing is tested here, not statistics.
+            '[margins]\ndamage = ["10"]\nmerge_damage = "10"\nnoise_cosine = "0"\n'
+            'norm_low = "0.01"\nnorm_high = "100"\n'
         )
-        self.fleet.call("prepare", ["paris-coordinator", "prepare", str(recipe), str(folder / "clips"), "--out", str(folder / "prepared")], 120)
+        self.fleet.call(
+            "prepare",
+            [
+                "paris-coordinator",
+                "prepare",
+                str(recipe),
+                str(folder / "clips"),
+                "--out",
+                str(folder / "prepared"),
+            ],
+            120,
+        )
         out = self.fleet.call(
             "init",
-            ["paris-coordinator", "init", str(folder / "prepared"), "--state", str(self.state), "--port", str(self.port), "--swarm-port", str(free_port()), "--policy", str(policy), "--json"],
+            [
+                "paris-coordinator",
+                "init",
+                str(folder / "prepared"),
+                "--state",
+                str(self.state),
+                "--port",
+                str(self.port),
+                "--swarm-port",
+                str(free_port()),
+                "--policy",
+                str(policy),
+                "--json",
+            ],
             60,
         )
         self.invite = str(json.loads(out[out.index("{") :])["invite"])
@@ -68,13 +114,33 @@ class TinyNetwork:
 
     def serve(self) -> None:
         """Start the coordinator and wait until it answers."""
-        command = ["paris-coordinator", "serve", "--state", str(self.state), "--port", str(self.port)]
-        self.server = self.fleet.start("coordinator", [*command, *([] if self.swarm else ["--no-swarm"])])
+        command = [
+            "paris-coordinator",
+            "serve",
+            "--state",
+            str(self.state),
+            "--port",
+            str(self.port),
+        ]
+        self.server = self.fleet.start(
+            "coordinator", [*command, *([] if self.swarm else ["--no-swarm"])]
+        )
         self.until(self.view.answers, 60, "the coordinator to answer")
 
     def join(self, name: str, *more: str) -> Running:
         """Start a volunteer that leaves when the network has finished."""
-        command = ["paris-node", "join", self.invite, "--yes", "--state", str(self.folder / name), "--name", name, "--until-finished", *PACE]
+        command = [
+            "paris-node",
+            "join",
+            self.invite,
+            "--yes",
+            "--state",
+            str(self.folder / name),
+            "--name",
+            name,
+            "--until-finished",
+            *PACE,
+        ]
         run = self.fleet.start(name, [*command, *([] if self.swarm else ["--no-swarm"]), *more])
         self.nodes[name] = run
         return run
@@ -88,7 +154,9 @@ class TinyNetwork:
         found = []
         for pid in self.fleet.pids():
             try:
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+                words = (
+                    Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+                )
             except OSError:
                 continue
             if any(word == PARTS[part] or word.endswith("/" + PARTS[part]) for word in words):
@@ -96,7 +164,7 @@ class TinyNetwork:
         return sorted(found)
 
     def kill(self, part: str, choice: int = 0) -> bool:
-        """kill -9 one process of a kind; False when none is alive. Agents and coordinator are restarted."""
+        """kill -9 one of a kind; False when none is alive. Agents and coordinator are restarted."""
         pids = self.pids(part)
         if not pids:
             return False
@@ -124,7 +192,10 @@ class TinyNetwork:
         deadline = time.monotonic() + patience
         while not met():
             if time.monotonic() > deadline:
-                tails = "\n".join(f"--- {p.name}\n{p.read_text(errors='replace')[-1500:]}" for p in sorted((self.folder / "logs").glob("*.log")))
+                tails = "\n".join(
+                    f"--- {p.name}\n{p.read_text(errors='replace')[-1500:]}"
+                    for p in sorted((self.folder / "logs").glob("*.log"))
+                )
                 raise AssertionError(f"waited {patience:.0f} s for {what}\n{tails}")
             time.sleep(0.1)
 

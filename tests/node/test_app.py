@@ -24,6 +24,7 @@ async def living(kit: Kit, **more: Any) -> AsyncIterator[Agent]:
     """An agent that is stopped at the end, as the owner would."""
     agent = Agent(kit, Jobs(kit), **more)
     task = asyncio.create_task(agent.run())
+    await until((kit.folder / "agent.sock").exists, "the control socket")
     try:
         yield agent
     finally:

@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 GATE = 0.95
 HELD_SEED = 200
 HELD_KEY = hashlib.sha256(b"paris/demo/judge").digest()[:16]
-SHOWN = tuple(w * 72 + c * 12 + m * 3 + s for w in range(3) for m, c, s in ((0, 0, 0), (1, 2, 1), (2, 3, 2), (3, 4, 0)))
+SHOWN = tuple(
+    w * 72 + c * 12 + m * 3 + s
+    for w in range(3)
+    for m, c, s in ((0, 0, 0), (1, 2, 1), (2, 3, 2), (3, 4, 0))
+)
 """Twelve captions: three worlds × four motions, with different colours and shapes."""
 WOULD_CATCH = {"sign-flip": "L3", "inflate": "L2", "noise": "L2", "copy": "L2", "tamper": "L0"}
 PACKAGES = ("paris-ddm", "torch", "diffusers", "hivemind", "safetensors", "cryptography", "av")
@@ -50,7 +54,11 @@ def conclude(demo: Demo, evidence: Evidence) -> dict[str, Any]:
     loaded = load_release(demo.out / "release")
     demos_own = demo.clips == demo.out / "clips"
     initial = initial_release(loaded, demo.out / "prepared" / "initial.safetensors")
-    quality = measure_quality(loaded, initial, demo.assets, demo.scale.prompts) if demos_own else no_quality()
+    quality = (
+        measure_quality(loaded, initial, demo.assets, demo.scale.prompts)
+        if demos_own
+        else no_quality()
+    )
     passed = bool(quality["gate_passed"])
     sheets, videos = show(demo.out, loaded, initial) if demos_own else ([], [])
     names = node_names(demo)
@@ -68,24 +76,43 @@ def conclude(demo: Demo, evidence: Evidence) -> dict[str, Any]:
                 "refused": sum(not j.accepted for j in judged if j.node not in hostile),
             },
             "hostile": {
-                "accepted": [{"attack": a["attack"], "contribution": a["contribution"], "layer": a["layer"]} for a in attacks if not a["caught"]],
+                "accepted": [
+                    {"attack": a["attack"], "contribution": a["contribution"], "layer": a["layer"]}
+                    for a in attacks
+                    if not a["caught"]
+                ],
                 "refused": sum(not j.accepted for j in judged if j.node in hostile),
             },
         },
         "refused": refusals(attacks),
         "merges": [
-            {"id": id, "expert": m.expert, "round": m.round, "inputs": len(m.inputs), "published": m.published}
+            {
+                "id": id,
+                "expert": m.expert,
+                "round": m.round,
+                "inputs": len(m.inputs),
+                "published": m.published,
+            }
             for id, m in evidence.merges()
         ],
         "loss": losses(demo.out, loaded, initial),
         "router_accuracy": router_accuracy(loaded),
         "quality": quality,
-        "gates": [{"name": "all factors right", "value": quality["all_right"], "limit": GATE, "passed": passed if demos_own else None}],
+        "gates": [
+            {
+                "name": "all factors right",
+                "value": quality["all_right"],
+                "limit": GATE,
+                "passed": passed if demos_own else None,
+            }
+        ],
         "bytes": moved_bytes(demo),
         "seconds": {**demo.seconds, "all": round(demo.fleet.seconds(), 1)},
         "peak_pss_mb": round(demo.fleet.peak_pss_mb, 1),
         "interruptions": demo.interruptions,
-        "release_digest": hashlib.sha256((demo.out / "release" / "release.json").read_bytes()).hexdigest(),
+        "release_digest": hashlib.sha256(
+            (demo.out / "release" / "release.json").read_bytes()
+        ).hexdigest(),
         "versions": versions(),
     }
     return {
@@ -106,16 +133,23 @@ def conclude(demo: Demo, evidence: Evidence) -> dict[str, Any]:
 def initial_release(loaded: LoadedRelease, weights: Path) -> LoadedRelease:
     """The same release with the initial checkpoint in the place of every expert."""
     model = expert_from(loaded.settings.expert, load_tensors(weights)).eval().requires_grad_(False)
-    return LoadedRelease(loaded.folder, loaded.settings, [model] * len(loaded.experts))  # type: ignore[arg-type]
+    return LoadedRelease(loaded.folder, loaded.settings, [model] * len(loaded.experts))
 
 
 def sample(loaded: LoadedRelease, captions: Sequence[int], seed: int) -> Tensor:
     """Videos of captions, uint8 (n, 3, F, H, W), in batches that fit a small machine."""
     prompts = [worlds.CAPTIONS[c] for c in captions]
-    return torch.cat([generate(loaded, loaded.text.encode(prompts[i : i + 192]), seed=seed + i) for i in range(0, len(prompts), 192)])
+    return torch.cat(
+        [
+            generate(loaded, loaded.text.encode(prompts[i : i + 192]), seed=seed + i)
+            for i in range(0, len(prompts), 192)
+        ]
+    )
 
 
-def measure_quality(loaded: LoadedRelease, initial: LoadedRelease, assets: Path, n: int) -> dict[str, Any]:
+def measure_quality(
+    loaded: LoadedRelease, initial: LoadedRelease, assets: Path, n: int
+) -> dict[str, Any]:
     """Scores of the release, of the initial checkpoint, and the floors, on n held-out prompts."""
     judge = Judge.load(assets / "judge.safetensors")
     clips, captions = (part[-n:] for part in worlds.render(1536, HELD_SEED))
@@ -135,27 +169,50 @@ def measure_quality(loaded: LoadedRelease, initial: LoadedRelease, assets: Path,
 
 def tidy(score: dict[str, float]) -> dict[str, float]:
     """The headline numbers of a score."""
-    return {k: round(score[k], 4) for k in ("all_right", "world", "colour", "motion", "shape", "fvd")}
+    return {
+        k: round(score[k], 4) for k in ("all_right", "world", "colour", "motion", "shape", "fvd")
+    }
 
 
 def no_quality() -> dict[str, Any]:
-    """What stands in the report when the judge does not know the clips' world: nothing was measured."""
+    """What stands in the report when the judge does not know the clips' world: nothing."""
     nothing = {"all_right": None, "motion": None, "fvd": None}
-    return {**nothing, "n": 0, "frozen_frame": nothing, "initial": nothing, "gate_passed": False, "judge": "none: the clips were given"}
+    return {
+        **nothing,
+        "n": 0,
+        "frozen_frame": nothing,
+        "initial": nothing,
+        "gate_passed": False,
+        "judge": "none: the clips were given",
+    }
 
 
 def losses(out: Path, loaded: LoadedRelease, initial: LoadedRelease) -> dict[str, Any]:
-    """Held-out loss of initial checkpoint and release on the audit clips, which nobody trained on or verified with."""
+    """Held-out loss of initial checkpoint and release on the audit clips.
+
+    Nobody trained on these clips, and no verdict was given with them.
+    """
     found = {}
     settings = loaded.settings
     for k in range(len(loaded.experts)):
         clips = read_shards([out / "coordinator" / "private" / f"audit{k}.safetensors"])
         before, after = (
-            held_out_losses(dict(each.experts[k].named_parameters()), settings.expert, settings.recipe, clips, HELD_KEY)
+            held_out_losses(
+                dict(each.experts[k].named_parameters()),
+                settings.expert,
+                settings.recipe,
+                clips,
+                HELD_KEY,
+            )
             for each in (initial, loaded)
         )
         result = paired(before, after)
-        found[str(k)] = {"before": round(result.before, 6), "after": round(result.after, 6), "se": round(result.se, 6), "n": result.n}
+        found[str(k)] = {
+            "before": round(result.before, 6),
+            "after": round(result.after, 6),
+            "se": round(result.se, 6),
+            "n": result.n,
+        }
     return found
 
 
@@ -166,7 +223,9 @@ def router_accuracy(loaded: LoadedRelease) -> float | None:
     return None if value is None else float(value)
 
 
-def show(out: Path, loaded: LoadedRelease, initial: LoadedRelease) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+def show(
+    out: Path, loaded: LoadedRelease, initial: LoadedRelease
+) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Videos of the release and the sheet real / before / after for twelve prompts."""
     after, before = sample(loaded, SHOWN, 9), sample(initial, SHOWN, 9)
     clips, captions = worlds.render(1536, HELD_SEED)
@@ -180,7 +239,9 @@ def show(out: Path, loaded: LoadedRelease, initial: LoadedRelease) -> tuple[list
         write_mp4(out / name, after[i], worlds.GEOMETRY.fps, scale=10)
         videos.append({"title": text, "file": name})
     contact_sheet(rows, out / "samples.png")
-    return [{"title": "real · before (initial checkpoint) · after (release)", "png": "samples.png"}], videos
+    return [
+        {"title": "real · before (initial checkpoint) · after (release)", "png": "samples.png"}
+    ], videos
 
 
 # ---------------------------------------------------------------- the network
@@ -188,7 +249,9 @@ def show(out: Path, loaded: LoadedRelease, initial: LoadedRelease) -> tuple[list
 
 def node_names(demo: Demo) -> dict[str, str]:
     """Node id → the name under which the demo started it."""
-    return {str(status["node"]): name for name, status in demo.last_status.items() if "node" in status}
+    return {
+        str(status["node"]): name for name, status in demo.last_status.items() if "node" in status
+    }
 
 
 def told_attacks(path: Path, judged: Sequence[Judged], evidence: Evidence) -> list[dict[str, Any]]:
@@ -201,14 +264,27 @@ def told_attacks(path: Path, judged: Sequence[Judged], evidence: Evidence) -> li
         verdict = verdicts.get(entry["contribution"])
         caught = verdict is not None and not verdict.accepted
         if verdict is None:
-            layer, code, sentence = "L0", "", "refused at the door or never judged; it was not merged"
+            layer, code, sentence = (
+                "L0",
+                "",
+                "refused at the door or never judged; it was not merged",
+            )
             caught = entry["contribution"] not in merged
         elif caught:
             layer, code = verdict.layer, verdict.code
             sentence = REASONS[code].text if code in REASONS else code
         else:
             layer, code, sentence = "L4", "", "passed L0 to L3; the replay audit would catch it"
-        told.append({"attack": entry["attack"], "contribution": entry["contribution"], "layer": layer, "code": code, "sentence": sentence, "caught": caught})
+        told.append(
+            {
+                "attack": entry["attack"],
+                "contribution": entry["contribution"],
+                "layer": layer,
+                "code": code,
+                "sentence": sentence,
+                "caught": caught,
+            }
+        )
     return told
 
 
@@ -240,10 +316,26 @@ def log_spans(demo: Demo, evidence: Evidence, names: dict[str, str]) -> list[dic
         start = lease.issued - zero
         verdict = verdicts.get(id)
         mark = "" if verdict is None else " ✓" if verdict.accepted else f" ✗ {verdict.code}"
-        spans.append({"process": names.get(node, node[8:16]), "kind": "train", "start": max(0.0, start), "end": start + max(1, contribution.seconds), "label": f"expert {lease.expert} round {lease.round}{mark}"})
+        spans.append(
+            {
+                "process": names.get(node, node[8:16]),
+                "kind": "train",
+                "start": max(0.0, start),
+                "end": start + max(1, contribution.seconds),
+                "label": f"expert {lease.expert} round {lease.round}{mark}",
+            }
+        )
     for _, merge in evidence.merges():
         at = merge.at - zero
-        spans.append({"process": "coordinator", "kind": "merge", "start": at - 1, "end": at, "label": f"merge expert {merge.expert} round {merge.round}"})
+        spans.append(
+            {
+                "process": "coordinator",
+                "kind": "merge",
+                "start": at - 1,
+                "end": at,
+                "label": f"merge expert {merge.expert} round {merge.round}",
+            }
+        )
     return spans
 
 
@@ -257,7 +349,10 @@ def moved_bytes(demo: Demo) -> dict[str, int]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of what matters most."""
-    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    found = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
     for name in PACKAGES:
         try:
             found[name] = version(name)

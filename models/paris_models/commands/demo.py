@@ -1,9 +1,9 @@
 """`paris demo`: a whole network on one machine, all parts real, ending in videos and a report.
 
-Real MP4 files are prepared, a coordinator serves, three honest volunteers and a hostile one join over
-real sockets as processes of their own. One volunteer is killed in mid-unit, the coordinator once;
-the release is pulled, verified, judged and generated from. The demo starts the other programs and
-reads what is public; it imports neither node nor coordinator::
+Real MP4 files are prepared, a coordinator serves, three honest volunteers and a hostile one join
+over real sockets as processes of their own. One volunteer is killed in mid-unit, the coordinator
+once; the release is pulled, verified, judged and generated from. The demo starts the other programs
+and reads what is public; it imports neither node nor coordinator::
 
     run_demo(smoke=True, clips=None, out=Path("demo-out"), from_scratch=False)
 """
@@ -28,7 +28,16 @@ MARK = ".paris-demo"
 HONEST = ("volunteer-1", "volunteer-2", "volunteer-3")
 HOSTILE = "hostile"
 VICTIM = "volunteer-2"
-PACE = ("--set", "retry=1", "--set", "retry_cap=4", "--set", "beat=5", "--set", 'listen=["/ip4/127.0.0.1/tcp/0"]')
+PACE = (
+    "--set",
+    "retry=1",
+    "--set",
+    "retry_cap=4",
+    "--set",
+    "beat=5",
+    "--set",
+    'listen=["/ip4/127.0.0.1/tcp/0"]',
+)
 """A network that lives for minutes asks again after seconds; peers meet on loopback only."""
 PROMPTS = ("a red ball moves left", "blue checkers camera pans right", "a yellow cross grows")
 """The status page's sample clips."""
@@ -87,20 +96,48 @@ class Demo:
         """Render the demo's worlds as MP4 files with captions, unless clips were given."""
         if self.clips is None:
             self.clips = self.out / "clips"
-            program = "import sys; from pathlib import Path; from paris_models.worlds import write_clips; write_clips(Path(sys.argv[1]), int(sys.argv[2]), seed=int(sys.argv[3]))"
-            self.fleet.call("render", ["python", "-c", program, str(self.clips), str(self.scale.clips), "100"], 300)
+            count = str(self.scale.clips)
+            command = ["python", "-m", "paris_models.worlds", str(self.clips), count]
+            self.fleet.call("render", [*command, "--seed", "100"], 300)
         else:
-            self.notes.append("The clips were given; the stand-in judge knows the demo's own worlds only, so quality is not measured.")
+            self.notes.append(
+                "The clips were given; the stand-in judge knows the demo's own worlds only, "
+                "so quality is not measured."
+            )
 
     def prepare(self) -> None:
         """`paris-coordinator prepare` and `init`."""
         assert self.clips is not None
         recipe = self.assets / self.scale.recipe
-        self.fleet.call("prepare", ["paris-coordinator", "prepare", str(recipe), str(self.clips), "--out", str(self.out / "prepared")], 600)
+        self.fleet.call(
+            "prepare",
+            [
+                "paris-coordinator",
+                "prepare",
+                str(recipe),
+                str(self.clips),
+                "--out",
+                str(self.out / "prepared"),
+            ],
+            600,
+        )
         prompts = self.out / "prompts.txt"
         prompts.write_text("\n".join(PROMPTS) + "\n")
         self.port = free_port()
-        command = ["paris-coordinator", "init", str(self.out / "prepared"), "--state", str(self.state), "--port", str(self.port), "--swarm-port", str(free_port()), "--prompts", str(prompts), "--json"]
+        command = [
+            "paris-coordinator",
+            "init",
+            str(self.out / "prepared"),
+            "--state",
+            str(self.state),
+            "--port",
+            str(self.port),
+            "--swarm-port",
+            str(free_port()),
+            "--prompts",
+            str(prompts),
+            "--json",
+        ]
         printed = self.fleet.call("init", command, 120)
         self.invite = str(json.loads(printed[printed.index("{") :])["invite"])
         self.coordinator = Coordinator(self.port, self.invite.rsplit("/", 1)[-1])
@@ -123,7 +160,9 @@ class Demo:
         killed = restarted = False
         while not self.coordinator.finished():
             if time.monotonic() > deadline:
-                raise RuntimeError(f"the network did not finish in {self.scale.patience:.0f} s; see {self.out}/logs")
+                raise RuntimeError(
+                    f"not finished after {self.scale.patience:.0f} s; see {self.out}/logs"
+                )
             if not killed:
                 killed = self.kill_in_mid_unit(nodes)
             elif not restarted and self.coordinator.merges() >= 1:
@@ -139,12 +178,29 @@ class Demo:
 
     def serve(self) -> Running:
         """Start the coordinator."""
-        return self.fleet.start("coordinator", ["paris-coordinator", "serve", "--state", str(self.state), "--port", str(self.port)])
+        return self.fleet.start(
+            "coordinator",
+            ["paris-coordinator", "serve", "--state", str(self.state), "--port", str(self.port)],
+        )
 
     def join(self, name: str) -> Running:
         """A volunteer joins, with its own state folder; the hostile one by its own program."""
         program = ["python", "-m", "paris_node.hostile"] if name == HOSTILE else ["paris-node"]
-        return self.fleet.start(name, [*program, "join", self.invite, "--yes", "--state", str(self.out / name), "--name", name, "--until-finished", *PACE])
+        return self.fleet.start(
+            name,
+            [
+                *program,
+                "join",
+                self.invite,
+                "--yes",
+                "--state",
+                str(self.out / name),
+                "--name",
+                name,
+                "--until-finished",
+                *PACE,
+            ],
+        )
 
     def kill_in_mid_unit(self, nodes: dict[str, Running]) -> bool:
         """kill -9 a volunteer while it trains, start it again, wait until it trains on."""
@@ -154,9 +210,20 @@ class Demo:
         at = self.fleet.seconds()
         self.fleet.kill(nodes[VICTIM])
         nodes[VICTIM] = self.join(VICTIM)
-        self.wait("the killed volunteer to work again", lambda: victim.training() or self.coordinator.finished(), 90)
+        self.wait(
+            "the killed volunteer to work again",
+            lambda: victim.training() or self.coordinator.finished(),
+            90,
+        )
         recovered = self.fleet.seconds() - at
-        self.interruptions.append({"kind": "kill", "at": round(at, 1), "recovered_after_s": round(recovered, 1), "process": VICTIM})
+        self.interruptions.append(
+            {
+                "kind": "kill",
+                "at": round(at, 1),
+                "recovered_after_s": round(recovered, 1),
+                "process": VICTIM,
+            }
+        )
         say(f"{VICTIM} was killed in mid-unit and works again after {recovered:.1f} s")
         return True
 
@@ -167,8 +234,17 @@ class Demo:
         fresh = self.serve()
         self.wait("the coordinator to answer again", self.coordinator.answers, 60)
         recovered = self.fleet.seconds() - at
-        self.fleet.mark("coordinator", "restart", self.fleet.seconds(), self.fleet.seconds(), "back")
-        self.interruptions.append({"kind": "coordinator restart", "at": round(at, 1), "recovered_after_s": round(recovered, 1), "process": "coordinator"})
+        self.fleet.mark(
+            "coordinator", "restart", self.fleet.seconds(), self.fleet.seconds(), "back"
+        )
+        self.interruptions.append(
+            {
+                "kind": "coordinator restart",
+                "at": round(at, 1),
+                "recovered_after_s": round(recovered, 1),
+                "process": "coordinator",
+            }
+        )
         say(f"the coordinator was killed and answers again after {recovered:.1f} s")
         return fresh
 
@@ -177,7 +253,9 @@ class Demo:
         for run in [server, *nodes.values()]:
             code = run.process.poll()
             if code is not None and not (code == 0 and run is not server):
-                raise RuntimeError(f"{run.name} ended with {code}: {run.log.read_text(errors='replace')[-800:]}")
+                raise RuntimeError(
+                    f"{run.name} ended with {code}: {run.log.read_text(errors='replace')[-800:]}"
+                )
 
     def settle(self, nodes: dict[str, Running], hostile: Running) -> None:
         """The volunteers leave by themselves once the network has finished."""
@@ -186,11 +264,13 @@ class Demo:
             self.fleet.finished(run)
         if hostile.process.poll() is None:
             hostile.process.terminate()
-            self.wait("the hostile volunteer to leave", lambda: hostile.process.poll() is not None, 30)
+            self.wait(
+                "the hostile volunteer to leave", lambda: hostile.process.poll() is not None, 30
+            )
         self.fleet.finished(hostile)
 
     def wait(self, what: str, met: Any, patience: float) -> None:
-        """Poll a condition of another process; the demo fails with a sentence when it never comes."""
+        """Poll a condition of another process; what never comes fails with a sentence."""
         deadline = time.monotonic() + patience
         while not met():
             if time.monotonic() > deadline:
@@ -201,10 +281,15 @@ class Demo:
 
     def pull_and_verify(self) -> None:
         """Pull the release as a user would, verify it, generate one video by the command."""
-        newest = max((p for p in (self.state / "releases").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+        newest = max(
+            (p for p in (self.state / "releases").iterdir() if p.name.isdigit()),
+            key=lambda p: int(p.name),
+        )
         release = self.out / "release"
         self.fleet.call("pull", ["paris", "pull", str(newest), "-o", str(release)], 120)
-        self.fleet.call("verify", ["paris", "verify", str(release), "--network", self.coordinator.network], 120)
+        self.fleet.call(
+            "verify", ["paris", "verify", str(release), "--network", self.coordinator.network], 120
+        )
         (self.out / "videos").mkdir(exist_ok=True)
         shutil.copytree(self.state / "log", self.out / "log", dirs_exist_ok=True)
         (self.out / "blobs").mkdir(exist_ok=True)
@@ -244,7 +329,14 @@ def run_demo(*, smoke: bool, clips: Path | None, out: Path, from_scratch: bool) 
     try:
         if from_scratch:
             demo.assets = out / "assets"
-            demo.stage("initial checkpoint", lambda: fleet.call("initial", ["python", "-m", "paris_models.initial", "--out", str(demo.assets)], 3000))
+            demo.stage(
+                "initial checkpoint",
+                lambda: fleet.call(
+                    "initial",
+                    ["python", "-m", "paris_models.initial", "--out", str(demo.assets)],
+                    3000,
+                ),
+            )
             for recipe in ASSETS.glob("*.toml"):
                 shutil.copy(recipe, demo.assets / recipe.name)
         data = demo.run()

@@ -45,11 +45,22 @@ class Evidence:
         found = []
         for sealed in self.statements.get(Verdict.TYPE, []):
             verdict: Verdict = sealed.record
-            numbers = {f"{layer.layer} {k}": real(v) for layer in verdict.layers for k, v in layer.numbers}
+            numbers = {
+                f"{layer.layer} {k}": real(v) for layer in verdict.layers for k, v in layer.numbers
+            }
             last = verdict.layers[-1].layer if verdict.layers else "L0"
             found.append(
-                Judged(verdict.contribution, verdict.node, verdict.expert, verdict.round, verdict.accepted,
-                       verdict.code, last, numbers, verdict.at)
+                Judged(
+                    verdict.contribution,
+                    verdict.node,
+                    verdict.expert,
+                    verdict.round,
+                    verdict.accepted,
+                    verdict.code,
+                    last,
+                    numbers,
+                    verdict.at,
+                )
             )
         return found
 
@@ -59,7 +70,12 @@ class Evidence:
 
     def merged(self) -> set[str]:
         """Ids of the contributions that stand in a published merge."""
-        return {each.contribution for _, merge in self.merges() if merge.published for each in merge.inputs}
+        return {
+            each.contribution
+            for _, merge in self.merges()
+            if merge.published
+            for each in merge.inputs
+        }
 
     def assignments(self) -> dict[str, Assignment]:
         """Every lease by its id."""
@@ -72,8 +88,8 @@ class Evidence:
     def curves(self, experts: int) -> dict[int, list[dict[str, float]]]:
         """Held-out loss of each expert before the first merge and after each published one.
 
-        A point's SE is that of its paired step (same clips, noise and times before and after), not of
-        the level; clips rotate from round to round, so levels of different rounds differ by that too.
+        A point's SE is that of its paired step (same clips, noise and times before and after), not
+        of the level; clips rotate from round to round, so levels of rounds differ by that too.
         """
         curves: dict[int, list[dict[str, float]]] = {k: [] for k in range(experts)}
         for _, merge in self.merges():
@@ -82,8 +98,17 @@ class Evidence:
                 continue
             points = curves[merge.expert]
             if not points:
-                points.append({"round": 0, "loss": found["before"], "se": found["se"], "n": found["n"]})
-            points.append({"round": merge.round + 1, "loss": found["after"], "se": found["se"], "n": found["n"]})
+                points.append(
+                    {"round": 0, "loss": found["before"], "se": found["se"], "n": found["n"]}
+                )
+            points.append(
+                {
+                    "round": merge.round + 1,
+                    "loss": found["after"],
+                    "se": found["se"],
+                    "n": found["n"],
+                }
+            )
         return curves
 
 
@@ -97,5 +122,11 @@ def read_log(folder: Path, network: str) -> Evidence:
         sealed = unseal_any(path.read_bytes(), network)
         statements.setdefault(sealed.record.TYPE, []).append(sealed)
     for of_a_kind in statements.values():
-        of_a_kind.sort(key=lambda sealed: (getattr(sealed.record, "at", getattr(sealed.record, "issued", 0)), getattr(sealed.record, "round", 0), sealed.id))
+        of_a_kind.sort(
+            key=lambda sealed: (
+                getattr(sealed.record, "at", getattr(sealed.record, "issued", 0)),
+                getattr(sealed.record, "round", 0),
+                sealed.id,
+            )
+        )
     return Evidence(statements)

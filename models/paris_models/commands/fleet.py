@@ -168,7 +168,10 @@ def resolve(command: list[str]) -> list[str]:
     if command[0] == "python":
         return [sys.executable, *command[1:]]
     beside = Path(sys.executable).parent / command[0]
-    return [str(beside) if beside.exists() else shutil.which(command[0]) or command[0], *command[1:]]
+    return [
+        str(beside) if beside.exists() else shutil.which(command[0]) or command[0],
+        *command[1:],
+    ]
 
 
 def free_port() -> int:

@@ -32,7 +32,7 @@ class Coordinator:
     def get(self, path: str) -> bytes | None:
         """The body of a page, or None while it does not answer."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:  # noqa: S310
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
                 body: bytes = answer.read()
                 return body
         except (OSError, urllib.error.URLError):
@@ -78,4 +78,6 @@ class NodeView:
         """Whether it is in the middle of a unit."""
         found = self.status()
         unit = found.get("unit") or {}
-        return found.get("phase") == "training" and 0 < int(found.get("step") or 0) < int(unit.get("steps") or 0)
+        return found.get("phase") == "training" and 0 < int(found.get("step") or 0) < int(
+            unit.get("steps") or 0
+        )
