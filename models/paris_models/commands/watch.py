@@ -77,7 +77,5 @@ class NodeView:
     def training(self) -> bool:
         """Whether it is in the middle of a unit."""
         found = self.status()
-        unit = found.get("unit") or {}
-        return found.get("phase") == "training" and 0 < int(found.get("step") or 0) < int(
-            unit.get("steps") or 0
-        )
+        step, steps = int(found.get("step") or 0), int(found.get("steps") or 0)
+        return found.get("state") == "training" and 0 < step < steps
