@@ -28,6 +28,7 @@ from paris_node.control import FolderLock, Server
 from paris_node.jobs import BOOTSTRAPS, Jobs, Kit, NetworkOver, is_final
 from paris_node.journal import Journal
 from paris_node.machine import Machine, RealMachine
+from paris_node.traffic import Traffic
 from paris_node.training import TrainerProcess
 from paris_node.view import describe
 from paris_node.volunteer import (
@@ -54,6 +55,7 @@ from paris_protocol.keys import load_key
 from paris_protocol.net.control import HttpControl
 from paris_protocol.net.process import NetworkProcess
 from paris_protocol.net.store import BlobStore
+from paris_protocol.net.swarm import SwarmStatus
 from paris_protocol.records import Beat
 
 DISK_RETRY: Final = 5.0
@@ -111,6 +113,8 @@ class Agent:
         self.volunteer = Volunteer(pace, kit.journal.memory(), until_over=until_finished)
         wish = kit.journal.fact("wish")
         self.consent = Consent(Wish(wish) if wish in ("pause", "finish") else Wish.RUN)
+        self.traffic = Traffic(kit.journal)
+        kit.journal.set_fact("node", kit.key.id)
         self.since = kit.clock()
         self._events: asyncio.Queue[tuple[Event, str]] = asyncio.Queue()
         self._words: deque[tuple[Event, str]] = deque()
@@ -145,6 +149,7 @@ class Agent:
         with contextlib.suppress(ParisError, OSError, TimeoutError):
             async with asyncio.timeout(LAST_WORDS):
                 await receipts.refresh(self.kit)
+                await self._note_traffic()
 
     async def _next_event(self) -> tuple[Event, str]:
         if self._words:
@@ -284,6 +289,7 @@ class Agent:
 
     async def _status(self, request: Mapping[str, Any]) -> dict[str, Any]:
         kit = self.kit
+        swarm = await self._note_traffic()
         view = describe(
             kit.journal,
             kit.folder,
@@ -297,8 +303,8 @@ class Agent:
             "wish": self.consent.wish.value,
             "trainer": kit.trainer.pid,
         }
-        if kit.swarm is not None:
-            view["swarm"] = (await kit.swarm.status()).as_json()
+        if swarm is not None:
+            view["swarm"] = swarm.as_json()
         return view
 
     async def _receipts(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -319,8 +325,14 @@ class Agent:
                 if answer.get("finished") is True and not core.over:
                     self._events.put_nowait((Over(), "network.finished"))
                 await receipts.refresh(kit)
+                await self._note_traffic()
             except (ParisError, OSError) as error:
                 kit.log.info("beat.failed", extra={"detail": str(error)})
+
+    async def _note_traffic(self) -> SwarmStatus | None:
+        swarm = None if self.kit.swarm is None else await self.kit.swarm.status()
+        self.traffic.note(self.kit.control, swarm)
+        return swarm
 
     def _about(self, **extra: object) -> dict[str, object]:
         return {"unit": self.volunteer.unit, **extra}

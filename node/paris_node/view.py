@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from paris_node.journal import Journal
+from paris_node.traffic import moved
 from paris_protocol.envelope import unseal
 from paris_protocol.errors import DISK, GPU, NETWORK, REASONS, ParisError
 from paris_protocol.records import Assignment
@@ -57,6 +58,8 @@ def describe(journal: Journal, folder: Path, *, why: str, running: bool) -> dict
     return {
         "version": VERSION,
         "network": journal.fact("network"),
+        "node": journal.fact("node"),
+        "bytes": moved(journal),
         "folder": folder.name,
         "running": running,
         "state": memory.phase.value,

@@ -42,7 +42,10 @@ T = TypeVar("T")
 
 
 class Control(Protocol):
-    """What a node asks of the coordinator."""
+    """What a node asks of the coordinator; counts the bytes of bodies in and out."""
+
+    received: int
+    sent: int
 
     async def hello(self) -> Sealed[Genesis]:
         """The genesis of the network, verified; checks the clock."""

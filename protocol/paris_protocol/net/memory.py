@@ -35,6 +35,8 @@ class MemoryControl:
         self.index_raw = index
         self.network = expect if expect is not None else open_genesis(genesis).id
         self.down = False
+        self.received = 0
+        self.sent = 0
         self.asked: list[str] = []
         self.wanted: set[str] = set()
         self.handlers: dict[str, Callable[[bytes], dict[str, Any]]] = {}
