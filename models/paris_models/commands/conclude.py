@@ -217,10 +217,10 @@ def losses(out: Path, loaded: LoadedRelease, initial: LoadedRelease) -> dict[str
 
 
 def router_accuracy(loaded: LoadedRelease) -> float | None:
-    """Held-out accuracy over all times, from the router's own calibration report."""
-    report = dict(loaded.router.config).get("report") or {}
-    value = report.get("accuracy")
-    return None if value is None else float(value)
+    """Held-out accuracy of the released router over all bins of t, from its calibration."""
+    bins = dict(loaded.router.config).get("calibration") or []
+    n = sum(int(each["n"]) for each in bins)
+    return round(sum(each["accuracy"] * each["n"] for each in bins) / n, 4) if n else None
 
 
 def show(
@@ -325,17 +325,23 @@ def log_spans(demo: Demo, evidence: Evidence, names: dict[str, str]) -> list[dic
                 "label": f"expert {lease.expert} round {lease.round}{mark}",
             }
         )
-    for _, merge in evidence.merges():
-        at = merge.at - zero
-        spans.append(
-            {
-                "process": "coordinator",
-                "kind": "merge",
-                "start": at - 1,
-                "end": at,
-                "label": f"merge expert {merge.expert} round {merge.round}",
-            }
-        )
+    return spans + coordinator_spans(demo.state / "logs" / "events.jsonl", zero)
+
+
+KINDS = {"verify": "verify", "runmerge": "merge", "runrouter": "router", "runrelease": "release"}
+
+
+def coordinator_spans(path: Path, zero: float) -> list[dict[str, Any]]:
+    """The coordinator's jobs as bars: what it did, and for how long."""
+    spans = []
+    for line in path.read_text().splitlines():
+        event = json.loads(line)
+        kind, seconds = KINDS.get(event["what"]), event.get("seconds")
+        if kind is not None and seconds is not None:
+            end = event["at"] - zero
+            label = " ".join(str(event[k]) for k in ("what", "code", "expert") if k in event)
+            span = {"process": "worker", "kind": kind, "label": label}
+            spans.append({**span, "start": end - seconds, "end": end})
     return spans
 
 
