@@ -30,6 +30,7 @@ from paris_models.judge import NAME, Judge
 from paris_models.releases import LoadedRelease, generate, load_release
 from paris_models.shards import read_shards
 from paris_models.video import write_mp4
+from paris_protocol.envelope import open_genesis
 from paris_protocol.errors import REASONS
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ SHOWN = tuple(
 )
 """Twelve captions: three worlds × four motions, with different colours and shapes."""
 WOULD_CATCH = {"sign-flip": "L3", "inflate": "L2", "noise": "L2", "copy": "L2", "tamper": "L0"}
+UNSEEN = (
+    "L0 to L3 do not see a few missing steps, another order of the data, other noise or a slightly "
+    "different rate, part of a copy, or small noise mixed into honest work; only replaying pieces "
+    "of the training (L4, not built yet) will."
+)
 PACKAGES = ("paris-ddm", "torch", "diffusers", "hivemind", "safetensors", "cryptography", "av")
 
 
@@ -123,7 +129,7 @@ def conclude(demo: Demo, evidence: Evidence) -> dict[str, Any]:
         "sheets": sheets,
         "videos": videos,
         "where_time_went": demo.seconds,
-        "notes": demo.notes,
+        "notes": [*genesis_notes(demo.out / "release" / "genesis.json"), *demo.notes, UNSEEN],
     }
 
 
@@ -343,6 +349,11 @@ def coordinator_spans(path: Path, zero: float) -> list[dict[str, Any]]:
             span = {"process": "worker", "kind": kind, "label": label}
             spans.append({**span, "start": end - seconds, "end": end})
     return spans
+
+
+def genesis_notes(path: Path) -> list[str]:
+    """How this network differs from the paper's, in its manifest's own words."""
+    return list(open_genesis(path.read_bytes()).record.notes)
 
 
 def moved_bytes(demo: Demo) -> dict[str, int]:
