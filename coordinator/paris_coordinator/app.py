@@ -146,7 +146,12 @@ class Coordinator:
 
     async def _orders(self) -> None:
         """What the operator left in the folder, signed with the operator's key."""
-        for order, subject in await asyncio.to_thread(take_orders, self.state, self.office.key):
+        try:
+            orders = await asyncio.to_thread(take_orders, self.state, self.office.key)
+        except OSError as error:
+            LOG.warning("orders: %s", error)
+            return
+        for order, subject in orders:
             try:
                 await self.office.tell(Ordered(order, subject))
                 self.note("order", {"order": order, "subject": subject})
@@ -163,6 +168,8 @@ class Coordinator:
                 if error.code == "state.corrupt":
                     raise
                 LOG.warning("log: %s", error.sentence)
+            except OSError as error:  # such as no file handle left while strangers hold them all
+                LOG.warning("log: %s", error)
             await asyncio.sleep(TICK / 2)
 
     async def _announce(self) -> None:

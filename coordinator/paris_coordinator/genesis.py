@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -288,6 +289,8 @@ def _copy_private(source: Path, target: Path) -> None:
     try:
         shutil.copyfile(source, draft)
         draft.chmod(0o600)
+        with draft.open("rb") as file:  # `settings.json` promises that it is there
+            os.fsync(file.fileno())
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)

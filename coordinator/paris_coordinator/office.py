@@ -107,6 +107,10 @@ class Office:
         for work in self.desk.works.values():
             self._expect(work)
 
+    async def settled(self) -> None:
+        """Waits until what the desk knows is on the disk: before, a power cut could undo it."""
+        await self._pen.settled()
+
     async def project(self) -> bool:
         """Brings the log up to the ledger; True if anything was new."""
         async with self._projecting:
@@ -230,17 +234,21 @@ class Office:
         if work.state == "uploading" and work.contribution is not None:
             self._uploads.setdefault(work.done.update.blob.id, set()).add(work.contribution)
 
-    def expected(self, blob: str) -> BlobRef:
-        """The blob as an open contribution names it; nothing else may be uploaded."""
-        for contribution in self._uploads.get(blob, ()):
-            work = self.desk.work_of(contribution)
-            if work.state == "uploading":
-                return work.done.update.blob
-        raise ParisError("not-found", "no open contribution names this blob")
+    def expected(self, blob: str, size: int | None = None) -> BlobRef:
+        """The blob as an open contribution names it; nothing else may be uploaded.
+
+        Whoever names another's blob with a wrong size must not stand in its way: the reference of
+        `size` bytes is preferred.
+        """
+        works = [self.desk.work_of(contribution) for contribution in self._uploads.get(blob, ())]
+        refs = [work.done.update.blob for work in works if work.state == "uploading"]
+        if not refs:
+            raise ParisError("not-found", "no open contribution names this blob")
+        return next((ref for ref in refs if ref.size == size), refs[0])
 
     async def put_manifest(self, blob: str, size: int | None, raw: bytes) -> Json:
         """The manifest of an expected blob."""
-        ref = self.expected(blob)
+        ref = self.expected(blob, size)
         if size is not None and size != ref.size:
             raise ParisError("blob.corrupt", f"{size} bytes instead of {ref.size}")
         await asyncio.to_thread(self.store.put_manifest, raw, ref)
@@ -252,7 +260,8 @@ class Office:
         whole = self._whole(blob)
         if whole is not None:
             return {"missing": 0}
-        ref = self.expected(blob)
+        self.expected(blob)
+        ref = self.expected(blob, self.store.manifest(blob).size)
         await asyncio.to_thread(self.store.put_piece, ref, number, data)
         await self.arrived(ref)
         return {"missing": len(self.store.missing(ref))}
@@ -270,7 +279,8 @@ class Office:
         if not self.store.has(ref):
             return
         for contribution in sorted(self._uploads.get(ref.id, ())):
-            if self.desk.work_of(contribution).state == "uploading":
+            work = self.desk.work_of(contribution)
+            if work.state == "uploading" and work.done.update.blob == ref:
                 await self.tell(Uploaded(contribution))
 
     async def resume_uploads(self) -> None:

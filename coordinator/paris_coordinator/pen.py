@@ -10,10 +10,13 @@ delay and not the rate. When a commit fails, everything not yet written fails wi
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from paris_coordinator.ledger import Entry, Ledger
 from paris_protocol.errors import ParisError
+
+LOG = logging.getLogger("paris.pen")
 
 
 class Pen:
@@ -23,9 +26,13 @@ class Pen:
         self._ledger, self._on_failure = ledger, on_failure
         self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
+        self._stale = False
 
     async def write(self, *entries: Entry) -> None:
         """Durable when it returns. Cancelling the caller does not take the entries back."""
+        if self._stale:
+            self._set_right()
+            raise ParisError("internal", "the ledger could not be read; ask again")
         loop = asyncio.get_running_loop()
         futures = [loop.create_future() for _ in entries]
         self._waiting.extend(zip(entries, futures, strict=True))
@@ -37,6 +44,14 @@ class Pen:
         """Waits until everything handed over so far is on the disk or has failed."""
         while self._task is not None:
             await asyncio.wait({self._task})
+        if self._stale:
+            self._set_right()
+
+    def _set_right(self) -> None:
+        """While `on_failure` itself fails, nobody is told that anything is on the disk."""
+        self._stale = True
+        self._on_failure()
+        self._stale = False
 
     def _start(self) -> None:
         if self._task is None:
@@ -51,7 +66,10 @@ class Pen:
                 except ParisError as error:
                     batch, self._waiting = batch + self._waiting, []
                     # The desk is put right before anybody learns of the failure and asks again.
-                    self._on_failure()
+                    try:
+                        self._set_right()
+                    except Exception:
+                        LOG.exception("the ledger cannot be replayed")
                     for _, future in batch:
                         future.set_exception(error)
                         future.exception()  # nobody may be waiting any more

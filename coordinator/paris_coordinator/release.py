@@ -75,6 +75,8 @@ def draft(source: ReleaseSource, folder: Path) -> Release:
         _write(folder / "README.md", model_card(_facts(source)).encode())
         _write(folder / "LICENSES.md", licences(source.genesis.record).encode())
         files = list_files(folder)
+        for path in [*folder.rglob("*"), folder]:  # what is signed must outlive a power cut
+            _sync(path)
     except OSError as error:
         raise _disk(error) from error
     return Release(

@@ -75,4 +75,4 @@ def check_fit(genesis: Genesis, memory_mb: int, disk_mb: int) -> None:
 
 def release_number(version: str) -> tuple[int, ...]:
     """`"0.1.0"` as (0, 1, 0) for comparing; anything that is not digits counts as 0."""
-    return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))
+    return tuple(int(part) if part.isdecimal() else 0 for part in version.split("."))

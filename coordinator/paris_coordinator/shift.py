@@ -102,6 +102,7 @@ class Shift:
 
     async def _try(self, effect: Effect) -> Json:
         """One attempt; what fails is put off, and a contribution that cannot be judged refused."""
+        ours = False
         try:
             facts = await self._do(effect)
         except ParisError as error:
@@ -109,13 +110,15 @@ class Shift:
         except Exception as error:
             LOG.exception("%s", effect)
             code, detail = "internal", f"{type(error).__name__}: {error}"
+            ours = isinstance(error, OSError)  # such as no file handle left: nobody's update did it
         else:
             self._later.pop(effect, None)
             return facts
         trouble = self._later.get(effect, Trouble())
         wait = min(LONGEST_WAIT, 2 * trouble.wait or FIRST_WAIT)
         self._later[effect] = Trouble(trouble.tries + 1, wait, time.monotonic() + wait)
-        if isinstance(effect, Verify) and code in INCURABLE and trouble.tries + 1 >= TRIES:
+        hopeless = code in INCURABLE and not ours and trouble.tries + 1 >= TRIES
+        if isinstance(effect, Verify) and hopeless:
             await self._file_verdict(effect.contribution, (), False, code)
         return {"error": code, "detail": detail[:500], "again_in": wait}
 

@@ -103,9 +103,9 @@ class ExpertConfig(_Mirror):
 class RecipeConfig(_Mirror):
     """Objective and optimiser of a network.
 
-    `objective` also names the law of text dropout. "velocity" is the paper's (science.md §5.4):
+    `objective` also names the law of text dropout. "velocity" is the paper's:
     sequence and pooled text are dropped independently, each with probability √null_text. "x0" is
-    the small network's (testbed.md §12): both together. `null_text` is the probability that both
+    the small network's: both together. `null_text` is the probability that both
     are null, in either case. `t_shift` 1 means no time shift, 0 the shift by latent size.
     """
 
@@ -137,7 +137,7 @@ DEMO_RECIPE: Final = RecipeConfig(
     objective="x0", sigma_min=0.0, t_mean=0.8, t_shift=1.0, null_text=0.1, batch=96,
     optimiser="muon", lr=3e-3, matrix_lr=0.03, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.01,
 )  # fmt: skip
-"""The recipe that works at 0.3 M parameters (testbed.md §12); the defaults are the paper's."""
+"""The recipe that works at 0.3 M parameters; the defaults are the paper's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,4 +228,4 @@ LADDER: Final[Mapping[str, ExpertConfig]] = MappingProxyType(
         "paper-64": _flux(19, 38, 24, 64),
     }
 )
-"""Named sizes of one architecture (science.md §5.1); "paper-64" takes no condition."""
+"""Named sizes of one architecture; "paper-64" takes no condition."""

@@ -1,4 +1,4 @@
-"""The ensemble: router and experts together generate latents (science.md F16–F18).
+"""The ensemble: router and experts together generate latents.
 
 At every Euler step the router weighs the experts for each clip; the `top_k` best are kept and
 renormalised; each kept expert gives its velocity with text guidance inside it; the weighted sum

@@ -1,7 +1,7 @@
 """Held-out losses: one number per clip with noise and times that are fixed by a key.
 
 The same clips, noise and times for every model, so differences are per clip and their mean has a
-small standard error (testbed.md §5.1). Times are stratified logit-normal with mean 0. Weights that
+small standard error. Times are stratified logit-normal with mean 0. Weights that
 do not fit raise `ValueError`; a loss that is not finite is returned as it is::
 
     before = held_out_losses(parent, config, recipe, clips, key)       # (n,)

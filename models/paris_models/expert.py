@@ -1,6 +1,6 @@
 """Experts: diffusers' `FluxTransformer2DModel` by configuration, from 0.3 M to 11.89 B parameters.
 
-The network is used as it is; ours are only packing, ids and the condition (science.md §5.3).
+The network is used as it is; ours are only packing, ids and the condition.
 Weights that do not fit the configuration are refused with `ValueError`::
 
     model = build_expert(LADDER["demo"], seed=0)
@@ -44,7 +44,7 @@ def build_expert(
     """A fresh expert; with a `seed` its weights are a function of it (on one torch version).
 
     Modulation, condition columns and output start at zero: every block is the identity, and a
-    conditioned expert equals the unconditioned one whatever the condition (science.md §5.1, F9).
+    conditioned expert equals the unconditioned one whatever the condition.
     """
     with torch.random.fork_rng(devices=[]):
         if seed is not None:

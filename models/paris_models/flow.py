@@ -1,6 +1,6 @@
 """Flow matching in closed form: path, target, time law, shift and sampling times.
 
-Time 1 is noise, time 0 is data (science.md §5.4, from Open-Sora 2.0's training loop)::
+Time 1 is noise, time 0 is data (as in Open-Sora 2.0's training loop)::
 
     x_t = (1 - t) x0 + (1 - (1 - s)(1 - t)) x1,   v = (1 - s) x1 - x0,   s = sigma_min
     t = sigmoid(mean + std n);  t <- a t / (1 + (a - 1) t)
@@ -66,7 +66,7 @@ def times_from_normals(normals: Tensor, mean: float, std: float, shift: float) -
 def stratified_times(order: Tensor, offset: float, mean: float = 0.0) -> Tensor:
     """Times (n,) at n equal quantiles of the logit-normal, dealt out by `order` (n,) int.
 
-    The quantiles share one `offset` in [0, 1), so means over clips vary less (testbed.md §5.1).
+    The quantiles share one `offset` in [0, 1), so means over clips vary less.
     """
     u = ((order.double() + offset) / len(order)).clamp(1e-4, 1 - 1e-4)
     return torch.sigmoid(mean + torch.special.ndtri(u)).float()

@@ -1,7 +1,7 @@
 """Latents (n, C, T, H, W) and the tokens that a transformer reads.
 
 A token holds a patch × patch square of one latent frame in the order (channel, row, column); its
-id is (frame, row, column) from zero, without scaling by the frame rate (science.md §5.2, F12).
+id is (frame, row, column) from zero, without scaling by the frame rate.
 Sizes that the patch does not divide are refused with `ValueError`::
 
     tokens = pack(x, 2)                            # (n, 16, 9, 32, 32) -> (n, 2304, 64)

@@ -1,8 +1,7 @@
 """Merges: published scalars times updates, added to a float32 master, the same bits everywhere.
 
 The reductions that need an order (norms, weights) are done once by the coordinator and published;
-what is left is element-wise float32 in NumPy, a multiply and then an add, never fused (trust.md
-§3.5)::
+what is left is element-wise float32 in NumPy, a multiply and then an add, never fused::
 
     c_i = float32(weight_i · scale_i)           product in float64
     g   = c_1 · D_1;  g = g + c_i · D_i         in the listed order

@@ -2,8 +2,8 @@
 
 "adamw" is AdamW on everything. "muon" takes Muon (momentum, Nesterov, five quintic Newton–Schulz
 steps, factor √max(1, rows/columns)) for the matrices inside the transformer blocks and AdamW for
-the rest; matrices of one shape are orthogonalised together. Weight decay is AdamW's part only
-(testbed.md §12). A state that does not fit the model is refused with `ValueError`::
+the rest; matrices of one shape are orthogonalised together. Weight decay is AdamW's part only.
+A state that does not fit the model is refused with `ValueError`::
 
     optimiser = Optimiser(model, recipe)
     optimiser.step(multiplier=0.5)               # both rates × 0.5; gradients are cleared

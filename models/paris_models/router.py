@@ -1,7 +1,7 @@
 """The router: a small DiT that tells from a noisy latent which expert should denoise it.
 
 It reads the noisy tokens x_t, the time, the pooled text and, where the data set has one, an image
-feature of the first frame (science.md §8): AdaLN-Single modulation, sine positions for any grid,
+feature of the first frame: AdaLN-Single modulation, sine positions for any grid,
 a class token. It is trained from cached latents alone, at the clusters' natural frequencies, so its
 softmax is a posterior under the data's priors. Its config carries those priors, a temperature per
 bin of t and the held-out figures. Labels and shapes that do not fit raise `ValueError`::

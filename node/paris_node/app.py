@@ -189,6 +189,10 @@ class Agent:
                     raise
                 self._disk_full = True
                 self.kit.log.error("disk.full", extra={"detail": error.detail})
+                if isinstance(self.consent.decision, Forbidden):  # the owner comes first, here too
+                    await self._settle()
+                if self.consent.wish is Wish.STOP:
+                    raise
                 await asyncio.sleep(DISK_RETRY)
             else:
                 self._disk_full = False
@@ -270,16 +274,22 @@ class Agent:
     def _said(self, wish: Wish) -> None:
         """The owner's word goes before everything else that waits to be heard."""
         for event in self.consent.handle(Said(wish)):
-            if wish is not Wish.STOP:
-                self.kit.journal.set_fact("wish", wish.value)
             self._words.append((event, f"owner.{wish.value}"))
             self._events.put_nowait((Tick(), "owner"))
+            if wish is not Wish.STOP:
+                try:
+                    self.kit.journal.set_fact("wish", wish.value)
+                except ParisError as error:  # a full disk keeps nobody from pausing
+                    self.kit.log.error(error.code, extra={"detail": error.detail})
 
     def _wish(self, wish: Wish) -> Callable[[Mapping[str, Any]], Any]:
         async def verb(request: Mapping[str, Any]) -> dict[str, Any]:
             begun = time.monotonic()
             self._said(wish)
-            while self._words:
+            # On a full disk nothing goes on before it is written down; a pause frees the trainer.
+            while self._words and not (self._disk_full and self.kit.trainer.pid is None):
+                if self._disk_full and wish is not Wish.PAUSE:
+                    break
                 await asyncio.sleep(0.01)
             if wish is Wish.PAUSE and self._halting is not None:
                 await asyncio.shield(self._halting)
@@ -288,8 +298,10 @@ class Agent:
         return verb
 
     async def _status(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        kit = self.kit
-        swarm = await self._note_traffic()
+        kit, swarm = self.kit, None
+        with contextlib.suppress(ParisError, OSError):  # `why` answers also when these do not
+            swarm = await self._note_traffic()
+        training = self.volunteer.phase is Phase.TRAINING
         view = describe(
             kit.journal,
             kit.folder,
@@ -297,7 +309,7 @@ class Agent:
             running=True,
         )
         view |= {
-            "step": self.volunteer.step,
+            "step": self.volunteer.step if training else 0,  # else it counts bytes
             "loss": kit.loss,
             "since": self.since,
             "wish": self.consent.wish.value,

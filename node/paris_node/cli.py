@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from paris_protocol.errors import INTERNAL, USAGE, ParisError
+from paris_protocol.errors import USAGE, ParisError
 
 if TYPE_CHECKING:
     from paris_node.jobs import Jobs, Kit
@@ -375,6 +375,15 @@ def _run(folder: Path, *, until_finished: bool, swarm: bool = True, quiet: bool 
     asyncio.run(run_agent(folder, until_finished=until_finished, swarm=swarm, make_jobs=make))
 
 
+def _complain(error: ParisError) -> int:
+    if "--json" in sys.argv:
+        print(json.dumps(error.as_json()))
+    print(
+        f"{error.sentence}\n  what to do: {error.reason.fix}\n  code: {error.code}", file=sys.stderr
+    )
+    return error.reason.exit
+
+
 def main(make_jobs: Callable[[Kit], Jobs] | None = None) -> NoReturn:
     """Run the command; every ending has one exit code of the catalogue."""
     global _make_jobs
@@ -385,14 +394,12 @@ def main(make_jobs: Callable[[Kit], Jobs] | None = None) -> NoReturn:
     except SystemExit as ended:
         code = ended.code
     except ParisError as error:
-        if "--json" in sys.argv:
-            print(json.dumps(error.as_json()))
-        print(f"{error.sentence}\n  what to do: {error.reason.fix}", file=sys.stderr)
-        code = error.reason.exit
+        code = _complain(error)
     except OSError as error:
-        full = ParisError("disk.full") if error.errno in (28, 122) else None
-        print(full.sentence if full else f"{error}", file=sys.stderr)
-        code = full.reason.exit if full else INTERNAL
+        full = error.errno in (28, 122)
+        code = _complain(ParisError("disk.full" if full else "internal", str(error)))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it ends with a sentence and a code
+        code = _complain(ParisError("internal", f"{type(error).__name__}: {error}"))
     sys.exit(code if isinstance(code, int) else 0)
 
 

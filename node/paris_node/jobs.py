@@ -284,7 +284,7 @@ class Jobs:
         await self._register()
         await self.announce([record.update.blob.id])
         answer = await kit.control.post("contributions", letter.envelope)
-        if answer.get("state") not in TAKEN:
+        if answer.get("state") not in (*TAKEN, "closed"):
             await self._upload(record.update.blob, answer, hear)
             answer = await kit.control.post("contributions", letter.envelope)
         if answer.get("state") == "closed":

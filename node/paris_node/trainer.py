@@ -22,7 +22,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -216,7 +216,12 @@ def open_shards(order: Order) -> shards.ClipTable:
             features=features,
         )
         header_of(path, schema)
-    return shards.read_shards(order.shards)
+    table = shards.read_shards(order.shards)
+    for field in fields(table):
+        tensor = getattr(table, field.name)
+        if isinstance(tensor, torch.Tensor) and not bool(torch.isfinite(tensor).all()):
+            raise ParisError("tensor.values", field.name)
+    return table
 
 
 def train_unit(order: Order, say: Say, save_asked: Asked) -> None:

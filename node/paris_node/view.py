@@ -104,7 +104,8 @@ def lines(view: dict[str, Any]) -> list[str]:
         out.append(f"  what to do: {view['fix']}")
     if unit is not None:
         where = f"expert {unit['expert']}, round {unit['round']}"
-        out.append(f"  unit {unit['id'][:12]}: {where}, step {view['step']}/{view['steps']}")
+        step = f", step {view['step']}/{view['steps']}" if view["state"] == "training" else ""
+        out.append(f"  unit {unit['id'][:12]}: {where}{step}")
     if view.get("loss") is not None:
         out.append(f"  loss {view['loss']:.4f}")
     out.append(

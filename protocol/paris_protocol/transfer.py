@@ -1,6 +1,7 @@
 """Which piece of a blob to ask of which source next: decisions only, the caller moves the bytes.
 
-Peers come first; the fallback (the coordinator) is asked only while no peer is usable. A source
+Peers come first; the fallback (the coordinator) is asked only while no peer is usable, or for what
+is overdue while none delivers. A source
 that fails or is too slow rests, longer each time; one that sent wrong bytes is not asked again.
 `next` never gives a piece twice at a time and answers None when there is nothing to ask now::
 
@@ -20,6 +21,8 @@ from paris_protocol.blobs import Manifest
 
 IN_FLIGHT: Final = 2
 """Pieces asked of one source at a time: one travels while the next is being read."""
+OVERDUE: Final = 10.0
+"""Seconds after the first question for a piece from which only proven peers are still preferred."""
 MAX_REST: Final = 60.0
 MAX_PATIENCE: Final = 120.0
 
@@ -41,6 +44,7 @@ class _Source:
     failures: int = 0
     rests_until: float = 0.0
     pace: float = 0.0
+    delivered: bool = False
     lied: bool = False
 
 
@@ -65,6 +69,7 @@ class Transfer:
         self._total = count
         self._wanted = dict.fromkeys(i for i in order if i not in have)
         self._tries: dict[int, int] = {}
+        self._first_asked: dict[int, float] = {}
         self._flying: dict[Ask, float] = {}
         self._sources: dict[str, _Source] = {}
         self._fallback = fallback
@@ -97,6 +102,13 @@ class Transfer:
             return None
         best = min(free, key=lambda name: (self._source(name).busy, self._source(name).pace))
         piece = next(iter(self._wanted))
+        late = now - self._first_asked.setdefault(piece, now) >= OVERDUE
+        if late and not any(self._proven(name) for name in usable):
+            # Any number of peers may drip or be silent: what is overdue goes to the fallback,
+            # unless some peer delivers.
+            sure = self._fallback
+            if sure and self._usable(sure, now) and self._source(sure).busy < IN_FLIGHT:
+                best = sure
         del self._wanted[piece]
         # A piece that nobody delivered in time gets twice the time: slow is better than never.
         patience = min(MAX_PATIENCE, self._stall * 2 ** min(self._tries.get(piece, 0), 10))
@@ -110,7 +122,7 @@ class Transfer:
         began = self._landed(ask)
         if began is not None:
             source = self._source(ask.source)
-            source.pace, source.failures = now - began, 0
+            source.pace, source.failures, source.delivered = now - began, 0, True
 
     def failed(self, ask: Ask, now: float, *, corrupt: bool = False) -> None:
         """The request failed or stalled; with `corrupt`, the source sent wrong bytes."""
@@ -144,6 +156,10 @@ class Transfer:
 
     def _source(self, name: str) -> _Source:
         return self._sources.setdefault(name, _Source())
+
+    def _proven(self, name: str) -> bool:
+        source = self._source(name)
+        return source.delivered and not source.failures
 
     def _usable(self, name: str, now: float) -> bool:
         source = self._source(name)

@@ -99,6 +99,35 @@ def test_every_request_may_be_repeated(office):
     assert asyncio.run(life()) == 2 + 5  # genesis, policy; then each fact once
 
 
+def test_a_wrong_size_neither_jams_the_queue_nor_stops_the_blobs_owner(office):
+    """Naming a blob that is here, or another's, with a wrong size must get nobody anywhere."""
+
+    async def life():
+        honest, liar = nodes_of(office, 2)
+        results = []
+        for node in (honest, liar):
+            await office.register(node.registration())
+            commitment, result, data = node.statements(
+                node.assignment(await office.lease(node.request()))
+            )
+            await office.commit(commitment.raw)
+            results.append((result.record, data))
+        (record, data), (lie, _) = results
+        ref = record.update.blob
+        wrong = BlobRef(id=ref.id, size=ref.size + 1)
+        lie = lie.model_copy(update={"update": lie.update.model_copy(update={"blob": wrong})})
+        await office.contribute(liar.seal(lie).raw)
+        honest_raw = honest.seal(record).raw
+        await office.contribute(honest_raw)
+        await office.put_manifest(ref.id, ref.size, Manifest.build([data]).raw)
+        assert await office.put_piece(ref.id, 0, data) == {"missing": 0}
+        assert (await office.contribute(honest_raw))["state"] == "queued"
+        assert (await office.contribute(liar.seal(lie).raw))["state"] == "uploading"
+        assert len(office.desk.queue) == 1
+
+    asyncio.run(life())
+
+
 def test_only_named_blobs_are_taken(office):
     async def life():
         [node] = nodes_of(office, 1)

@@ -14,7 +14,7 @@ from paris_models.commands.fleet import resolve
 
 @pytest.fixture
 def net(tmp_path: Path) -> TinyNetwork:
-    network = TinyNetwork(tmp_path, steps=24, rounds=2)
+    network = TinyNetwork(tmp_path, steps=24, rounds=3)
     yield network  # type: ignore[misc]
     network.close()
 
@@ -24,11 +24,8 @@ def test_nothing_accepted_is_lost_when_every_part_is_killed_once(net: TinyNetwor
     net.join("a")
     net.join("b")
     for part in ("trainer", "agent", "network", "coordinator", "worker"):
-        net.until(
-            lambda part=part: bool(net.pids(part)) or net.view.finished(), 60, f"a living {part}"
-        )
-        if not net.view.finished():
-            net.kill(part)
+        net.until(lambda part=part: net.kill(part), 60, f"a living {part} to kill")
+        assert not net.view.finished(), "the network finished too early; make its rounds longer"
     net.wait_finished(240)
     check_promises(net)
     release = max((net.state / "releases").iterdir(), key=lambda path: path.name)

@@ -74,7 +74,7 @@ class TinyNetwork:
         policy.write_text(
             f"commit_every = {commit_every}\nsoft_deadline = 60\nhard_deadline = 600\n"
             # A few steps from fresh weights: plumbing is tested here, not statistics.
-            '[margins]\ndamage = ["10"]\nmerge_damage = "10"\nnoise_cosine = "0"\n'
+            '[margins]\ndamage = ["10"]\nmerge_damage = "10"\nnoise_cosine = "-1"\n'
             'norm_low = "0.01"\nnorm_high = "100"\n'
         )
         self.fleet.call(

@@ -134,9 +134,14 @@ def test_the_validator_lets_only_signed_bounded_pointers_pass() -> None:
         return DHTRecord(**{**plain, **fields})
 
     room = MAX_RECORD - PointerValidator.EXTRA
-    assert theirs.validate(record(value=b"x" * room))
+    other_value = {"blobs": b"", "addresses": ["x" * (room - 23)]}
+    longest = MSGPackSerializer.dumps(other_value)
+    assert len(longest) == room and theirs.validate(record(value=longest))
     refused = {
-        "too long": record(value=b"x" * (room + 1)),
+        "too long": record(value=longest + b"x"),
+        "not decodable": record(value=b"\xc1"),  # would fail every look-up of its key
+        "no pointer": record(value=MSGPackSerializer.dumps([1])),
+        "another subkey of the same owner": record(tag=ours.tag + "2"),
         "too lasting": record(ttl=1000),
         "foreign key": record(key=foreign),
         "theft": record(signer=theirs),

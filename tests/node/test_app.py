@@ -248,6 +248,41 @@ def test_a_full_disk_stops_the_node_until_there_is_room(tmp_path: Path) -> None:
     asyncio.run(play())
 
 
+@pytest.mark.parametrize("moment", ["training", "a transition"])
+def test_a_full_disk_keeps_nobody_from_pausing_or_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    monkeypatch.setattr("paris_node.app.DISK_RETRY", 0.02)
+
+    def full(*_: object) -> None:
+        raise ParisError("disk.full", "journal")
+
+    async def play() -> None:
+        trainer = ScriptedTrainer()
+        trainer.gate.clear()
+        kit = make_kit(tmp_path / "a", Office(units=1), trainer)
+        agent = Agent(kit, Jobs(kit))
+        task = asyncio.create_task(agent.run())
+        await until(lambda: trainer.pid is not None, "training")
+        with monkeypatch.context() as patch:
+            patch.setattr(kit.journal, "record", full)
+            patch.setattr(kit.journal, "set_fact", full)
+            if moment == "a transition":
+                trainer.gate.set()
+                await until(lambda: agent._disk_full, "the full disk")
+            status = await asyncio.to_thread(ask, kit.folder, "status")
+            assert moment == "training" or status["why"] == "disk.full"
+            answer = await asyncio.to_thread(ask, kit.folder, "pause", timeout=5)
+            assert answer["wish"] == "pause" and trainer.pid is None
+            await asyncio.to_thread(ask, kit.folder, "stop", timeout=5)
+            with suppress(ParisError):
+                await asyncio.wait_for(task, 10)
+        assert kit.journal.memory().phase is Phase.TRAINING
+        kit.journal.close()
+
+    asyncio.run(play())
+
+
 def test_beats_tell_the_step_and_learn_of_the_end(tmp_path: Path) -> None:
     async def play() -> None:
         office, trainer = Office(units=1), ScriptedTrainer()

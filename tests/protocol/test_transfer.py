@@ -98,6 +98,17 @@ def test_fast_peer_is_preferred() -> None:
     assert ask.source == "fast"
 
 
+def test_the_fallback_gets_what_dripping_peers_failed_at() -> None:
+    t, peers = transfer(24), [f"sybil{i}" for i in range(32)]
+    first = [t.next(peers, 0) for _ in range(12)]
+    for ask in first:
+        assert ask is not None
+        t.failed(ask, 37)
+    again = t.next(peers, 37)
+    assert again is not None
+    assert again.source == "coordinator"
+
+
 def test_answers_that_come_late_are_ignored() -> None:
     t = transfer(1)
     ask = t.next(["a"], 0)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -100,6 +101,15 @@ def held_out(private: Path, *, count: int, secret: str, salt: str) -> HeldOut:
     return HeldOut(table.rows(rows), key)
 
 
+def _sync(path: Path) -> None:
+    """Makes a file or the names in a folder outlive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder that gets its name when it is complete; an older one of that name is replaced."""
@@ -108,7 +118,10 @@ def new_folder(out: Path) -> Iterator[Path]:
     draft.mkdir(parents=True)
     try:
         yield draft
+        for path in [*draft.rglob("*"), draft]:
+            _sync(path)
         shutil.rmtree(out, ignore_errors=True)
         draft.rename(out)
+        _sync(out.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

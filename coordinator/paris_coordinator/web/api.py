@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from paris_protocol.records import (
 
 MAX_BODY = PIECE + 4096
 OFFICE: web.AppKey[Office] = web.AppKey("office", Office)
+LOG_NAME = re.compile(r"checkpoint|(?:tile|statements)/[0-9a-z./]{1,120}", re.ASCII)
 LOG = logging.getLogger("paris.api")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -138,6 +140,7 @@ async def policy(request: web.Request) -> web.StreamResponse:
 
 async def index(request: web.Request) -> web.StreamResponse:
     """The signed index of this moment."""
+    await request.app[OFFICE].settled()
     return envelope(request.app[OFFICE].index().raw)
 
 
@@ -148,6 +151,7 @@ async def one_statement(request: web.Request) -> web.StreamResponse:
 
 async def contribution(request: web.Request) -> web.StreamResponse:
     """Where a contribution stands."""
+    await request.app[OFFICE].settled()
     return json_answer(request.app[OFFICE].contribution(request.match_info["id"]))
 
 
@@ -173,10 +177,11 @@ async def manifest(request: web.Request) -> web.StreamResponse:
 async def put_manifest(request: web.Request) -> web.StreamResponse:
     """The manifest of an update that an open contribution names."""
     office, id = request.app[OFFICE], request.match_info["blob"]
-    ref = office.expected(id)
-    raw = await body_of(request, manifest_limit(ref.size), "blob.too-large")
     told = request.headers.get("X-Paris-Size")
-    return json_answer(await office.put_manifest(id, None if told is None else number(told), raw))
+    size = None if told is None else number(told)
+    limit = manifest_limit(office.expected(id, size).size)
+    raw = await body_of(request, limit, "blob.too-large")
+    return json_answer(await office.put_manifest(id, size, raw))
 
 
 async def put_piece(request: web.Request) -> web.StreamResponse:
@@ -190,6 +195,8 @@ async def log_file(request: web.Request) -> web.StreamResponse:
     """A file of the transparency log (C2SP tlog-tiles)."""
     folder = request.app[OFFICE].log.folder
     name = request.match_info["name"]
+    if LOG_NAME.fullmatch(name) is None:
+        raise ParisError("not-found", name[:200])
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()) or not path.is_file() or path.name[:1] == ".":
         raise ParisError("not-found", name[:200])

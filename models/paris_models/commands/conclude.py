@@ -45,7 +45,7 @@ SHOWN = tuple(
     for m, c, s in ((0, 0, 0), (1, 2, 1), (2, 3, 2), (3, 4, 0))
 )
 """Twelve captions: three worlds × four motions, with different colours and shapes."""
-WOULD_CATCH = {"sign-flip": "L3", "inflate": "L2", "noise": "L2", "copy": "L2", "tamper": "L0"}
+NOT_JUDGED = "not judged"
 UNSEEN = (
     "L0 to L3 do not see a few missing steps, another order of the data, other noise or a slightly "
     "different rate, part of a copy, or small noise mixed into honest work; only replaying pieces "
@@ -66,14 +66,18 @@ def conclude(demo: Demo, evidence: Evidence) -> dict[str, Any]:
         else no_quality()
     )
     passed = bool(quality["gate_passed"])
+    smoke = demo.scale.recipe == "smoke.toml"
     sheets, videos = show(demo.out, loaded, initial) if demos_own else ([], [])
     names = node_names(demo)
     hostile = {node for node, name in names.items() if name == "hostile"}
     judged = evidence.judged()
     attacks = told_attacks(demo.out / "hostile" / "attacks.jsonl", judged, evidence)
+    # The log knows the liar's key, also if its status could not be asked for.
+    lies = {attack["contribution"] for attack in attacks}
+    hostile |= {each.node for each in judged if each.id in lies}
     report = {
         "verified": True,
-        "smoke": demo.scale.recipe == "smoke.toml",
+        "smoke": smoke,
         "network": demo.coordinator.network,
         "schedule": schedule(evidence),
         "contributions": {
@@ -109,7 +113,7 @@ def conclude(demo: Demo, evidence: Evidence) -> dict[str, Any]:
                 "name": "all factors right",
                 "value": quality["all_right"],
                 "limit": GATE,
-                "passed": passed if demos_own else None,
+                "passed": passed if demos_own and not smoke else None,  # smoke: no claim
             }
         ],
         "bytes": moved_bytes(demo),
@@ -270,11 +274,7 @@ def told_attacks(path: Path, judged: Sequence[Judged], evidence: Evidence) -> li
         verdict = verdicts.get(entry["contribution"])
         caught = verdict is not None and not verdict.accepted
         if verdict is None:
-            layer, code, sentence = (
-                "L0",
-                "",
-                "refused at the door or never judged; it was not merged",
-            )
+            layer, code, sentence = NOT_JUDGED, "", "too late or never handed in; it was not merged"
             caught = entry["contribution"] not in merged
         elif caught:
             layer, code = verdict.layer, verdict.code
@@ -298,7 +298,7 @@ def refusals(attacks: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
     """attack → layer → how many were refused there."""
     table: dict[str, Counter[str]] = {}
     for attack in attacks:
-        if attack["caught"]:
+        if attack["caught"] and attack["layer"] != NOT_JUDGED:
             table.setdefault(attack["attack"], Counter())[attack["layer"]] += 1
     return {attack: dict(count) for attack, count in table.items()}
 

@@ -170,6 +170,10 @@ class Demo:
                 restarted = True
             self.alive(server, nodes)
             time.sleep(0.5)
+        if not (killed and restarted):
+            self.notes.append(
+                "The network finished before every planned interruption had its turn."
+            )
         self.settle(nodes, hostile)
         self.last_status = {name: NodeView(self.out / name).status() for name in (*HONEST, HOSTILE)}
         server.process.terminate()
@@ -291,6 +295,10 @@ class Demo:
             "verify", ["paris", "verify", str(release), "--network", self.coordinator.network], 120
         )
         (self.out / "videos").mkdir(exist_ok=True)
+        video = str(self.out / "videos" / "generated.mp4")
+        self.fleet.call(
+            "generate", ["paris", "generate", str(release), PROMPTS[0], "-o", video], 120
+        )
         shutil.copytree(self.state / "log", self.out / "log", dirs_exist_ok=True)
         (self.out / "blobs").mkdir(exist_ok=True)
         for blob in (self.state / "store" / "blobs").glob("*.blob"):
@@ -309,6 +317,18 @@ def say(text: str) -> None:
     print(f"paris demo: {text}", flush=True)
 
 
+def told_quality(quality: dict[str, Any], *, smoke: bool) -> str:
+    """The quality gate as one sentence, with its frozen-frame baseline and who judged."""
+    if not quality["n"]:
+        return "quality was not measured: the clips were given"
+    gate = "no claim" if smoke else "passed" if quality["gate_passed"] else "not passed"
+    return (
+        f"all factors right {quality['all_right']:.3f} of {quality['n']} held-out prompts (gate"
+        f" .95: {gate}), initial checkpoint {quality['initial']['all_right']:.3f}, frozen frame"
+        f" {quality['frozen_frame']['all_right']:.3f}; judge: {quality['judge']}"
+    )
+
+
 def empty_folder(out: Path) -> None:
     """Make the output folder anew; a folder that is not a demo's is left alone."""
     if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
@@ -323,6 +343,10 @@ def run_demo(*, smoke: bool, clips: Path | None, out: Path, from_scratch: bool) 
     from paris_models.commands.report import write_report
 
     out = out.resolve()
+    if clips is not None and not clips.is_dir():
+        raise ParisError("clips.none", str(clips))
+    if clips is not None and clips.resolve().is_relative_to(out):
+        raise ParisError("usage", f"{clips} stands in {out}, which is made anew; move the clips")
     empty_folder(out)
     fleet = Fleet(out)
     demo = Demo(SMOKE if smoke else FULL, out, clips and clips.resolve(), ASSETS, fleet)
@@ -346,5 +370,6 @@ def run_demo(*, smoke: bool, clips: Path | None, out: Path, from_scratch: bool) 
     finally:
         fleet.close()
     write_report(data, out)
+    say(told_quality(data["report"]["quality"], smoke=smoke))
     say(f"done in {fleet.seconds():.0f} s: open {out / 'report.html'}")
     return 0

@@ -60,7 +60,7 @@ def run_generate(
         if error.errno in (28, 122):
             raise
         raise ParisError("release.missing", str(error)) from error
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ParisError("release.file", str(error)) from error
     frames, height, width, fps = loaded.settings.clip
     write_mp4(out, clip, fps, scale=scale)

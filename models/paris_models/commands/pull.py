@@ -99,7 +99,7 @@ def run_pull(
     """
     expected = named_network(network)
     place = _source(source)
-    draft = out.with_name(f"{out.name}.part")
+    draft = out.absolute().with_name(f"{out.absolute().name}.part")
     with _disk():
         draft.mkdir(parents=True, exist_ok=True)
         release = _statements(place, draft, expected)

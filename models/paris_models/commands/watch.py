@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Coordinator:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
                 body: bytes = answer.read()
                 return body
-        except (OSError, urllib.error.URLError):
+        except (OSError, HTTPException):
             return None
 
     def answers(self) -> bool:
@@ -67,10 +67,10 @@ class NodeView:
     def status(self) -> dict[str, Any]:
         """`paris-node status --json`; {} when it has nothing to say."""
         command = resolve(["paris-node", "status", "--json", "--state", str(self.state)])
-        run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
         try:
+            run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
             found: dict[str, Any] = json.loads(run.stdout)
-        except json.JSONDecodeError:
+        except (subprocess.TimeoutExpired, json.JSONDecodeError):
             return {}
         return found
 

@@ -78,9 +78,16 @@ class PointerValidator(RecordValidatorBase):
         if record.expiration_time > get_dht_time() + pointers.MAX_TTL:
             return False
         signature, value = record.value[-self.EXTRA : -2], record.value[: -self.EXTRA]
+        # One subkey for each key, and a value of ours: one that hivemind cannot decode would fail
+        # every look-up of its DHT key, for everybody.
+        tag = f"[{owner}]"
         try:
-            return verify(owner, signature, self._signed(record, value))
-        except ParisError:
+            if record.subkey != MSGPackSerializer.dumps(tag):
+                return False
+            if not verify(owner, signature, self._signed(record, value)):
+                return False
+            return pointers.unpack(tag, MSGPackSerializer.loads(value)) is not None
+        except Exception:  # noqa: BLE001 - a stranger's bytes may make the decoder raise anything
             return False
 
     def sign_value(self, record: DHTRecord) -> bytes:

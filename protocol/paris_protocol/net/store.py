@@ -103,8 +103,9 @@ class BlobStore:
     # ------------------------------------------------------------ reading
 
     def has(self, ref: BlobRef) -> bool:
-        """Whether the whole blob is here."""
-        return self._file("blobs", ref.id).exists()
+        """Whether the whole blob is here; a reference that lies about its size names nothing."""
+        path = self._file("blobs", ref.id)
+        return path.exists() and path.stat().st_size == ref.size
 
     def ids(self) -> list[str]:
         """Ids of all whole blobs, sorted."""
@@ -339,8 +340,8 @@ class BlobStore:
         return True
 
     def _drop_partial(self, blob_id: str) -> None:
-        self._file("partial", blob_id).unlink(missing_ok=True)
         self._file("map", blob_id).unlink(missing_ok=True)
+        self._file("partial", blob_id).unlink(missing_ok=True)
 
     def _make_room(self, size: int, keep: str) -> None:
         """Remove what is not pinned, least recently used first, until `size` bytes fit."""
