@@ -395,5 +395,6 @@ async def _join_swarm(kit: Kit) -> None:
         **options,
     )
     await process.start()
-    await process.announce(kit.store.ids())
+    own = {letter.blob for letter in kit.journal.letters() if letter.state == "waiting"}
+    await process.announce([blob for blob in kit.store.ids() if blob not in own])
     kit.swarm = process

@@ -282,7 +282,6 @@ class Jobs:
         kit, letter = self.kit, self._letter(unit, "contribution")
         record = unseal(letter.envelope, Contribution, kit.network, {kit.key.id}).record
         await self._register()
-        await self.announce([record.update.blob.id])
         answer = await kit.control.post("contributions", letter.envelope)
         if answer.get("state") not in (*TAKEN, "closed"):
             await self._upload(record.update.blob, answer, hear)
@@ -293,6 +292,8 @@ class Jobs:
             raise ParisError("network.down", "the upload is not complete yet")
         kit.journal.keep_receipt(Receipt(letter.id, kit.clock(), str(answer["state"]), {}))
         kit.journal.settle(unit, "acknowledged")
+        # Peers may have it now; before, a copier could have handed it in first.
+        await self.announce([record.update.blob.id])
 
     async def _upload(self, ref: BlobRef, answer: Mapping[str, Any], hear: Hear) -> None:
         store, missing = self.kit.store, answer.get("missing")

@@ -59,13 +59,18 @@ class FolderSource:
             raise ParisError("release.missing", path) from None
 
 
+def refuse_plain_http(url: str) -> None:
+    """ParisError("network.plain-http") for http that leaves this machine."""
+    parts = urlsplit(url)
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        raise ParisError("network.plain-http", url)
+
+
 class HttpSource:
     """Any web server that holds a copy of the folder; Range is used where it is understood."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-            raise ParisError("network.plain-http", url)
+        refuse_plain_http(url)
         self._url = url.rstrip("/")
 
     def read(self, path: str, begin: int) -> Iterator[bytes]:
@@ -75,6 +80,7 @@ class HttpSource:
             request.add_header("Range", f"bytes={begin}-")
         try:
             with urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
+                refuse_plain_http(answer.geturl())  # after redirects
                 skip = begin if answer.status != 206 else 0
                 while chunk := answer.read(CHUNK):
                     yield chunk[skip:]
