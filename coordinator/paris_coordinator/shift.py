@@ -56,6 +56,8 @@ Note = Callable[[str, Json], None]
 FIRST_WAIT = 5.0
 LONGEST_WAIT = 600.0
 TRIES = 4
+READY = 300.0
+"""Seconds in which a worker on a sound machine has loaded its libraries."""
 INCURABLE = frozenset({"internal", "tensor.header", "tensor.values"})
 """Failures that a contribution's own file may cause; other troubles are the coordinator's."""
 LOG = logging.getLogger("paris.shift")
@@ -118,9 +120,17 @@ class Shift:
         wait = min(LONGEST_WAIT, 2 * trouble.wait or FIRST_WAIT)
         self._later[effect] = Trouble(trouble.tries + 1, wait, time.monotonic() + wait)
         hopeless = code in INCURABLE and not ours and trouble.tries + 1 >= TRIES
-        if isinstance(effect, Verify) and hopeless:
+        if isinstance(effect, Verify) and hopeless and await self._able():
             await self._file_verdict(effect.contribution, (), False, code)
         return {"error": code, "detail": detail[:500], "again_in": wait}
+
+    async def _able(self) -> bool:
+        """Whether the worker can judge at all; if not, no contribution is to blame."""
+        try:
+            await self._jobs.run({"job": "ready"}, timeout=READY)
+        except (ParisError, OSError):
+            return False
+        return True
 
     async def _do(self, effect: Effect) -> Json:
         match effect:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import importlib
 import json
 import os
 import sys
@@ -28,7 +29,7 @@ from typing import IO, Any, Final
 from paris_protocol.errors import ParisError
 
 LINE_LIMIT: Final = 16 << 20
-JOBS: Final = ("verify", "merge", "router", "samples", "bundle", "ping")
+JOBS: Final = ("verify", "merge", "router", "samples", "bundle", "ping", "ready")
 
 Json = dict[str, Any]
 
@@ -165,6 +166,9 @@ def _dispatch(job: Json) -> Json:
     name = job["job"]
     if name == "ping":
         return {"pid": os.getpid()}
+    if name == "ready":  # all that judging needs can be loaded
+        importlib.import_module("paris_coordinator.jobs.verify")
+        return {}
     if name == "verify":
         from paris_coordinator.jobs.verify import verify
 
