@@ -127,7 +127,7 @@ def conclude(demo: Demo, evidence: Evidence) -> dict[str, Any]:
     }
     return {
         "report": report,
-        "timeline": [asdict(span) for span in demo.fleet.spans] + log_spans(demo, evidence, names),
+        "timeline": [asdict(span) for span in demo.fleet.spans] + log_spans(demo, evidence),
         "curves": evidence.curves(len(loaded.experts)),
         "attacks": attacks,
         "sheets": sheets,
@@ -309,29 +309,40 @@ def schedule(evidence: Evidence) -> str:
     return "; ".join(sorted(plans))
 
 
-def log_spans(demo: Demo, evidence: Evidence, names: dict[str, str]) -> list[dict[str, Any]]:
-    """Units and merges as bars of the timeline, from the times in signed statements."""
+def log_spans(demo: Demo, evidence: Evidence) -> list[dict[str, Any]]:
+    """Training of every node and jobs of the coordinator as bars, from the processes' own logs."""
     zero = demo.fleet.began_at
+    verdicts = {judged.id: judged for judged in evidence.judged()}
+    units = {}
+    for id, (contribution, _) in evidence.contributions().items():
+        lease = evidence.assignments().get(contribution.assignment)
+        if lease is not None and id in verdicts:
+            mark = "✓" if verdicts[id].accepted else f"✗ {verdicts[id].code}"
+            units[contribution.assignment] = f"expert {lease.expert} round {lease.round} {mark}"
     spans = []
-    verdicts = {j.id: j for j in evidence.judged()}
-    assignments = evidence.assignments()
-    for id, (contribution, node) in evidence.contributions().items():
-        lease = assignments.get(contribution.assignment)
-        if lease is None:
-            continue
-        start = lease.issued - zero
-        verdict = verdicts.get(id)
-        mark = "" if verdict is None else " ✓" if verdict.accepted else f" ✗ {verdict.code}"
-        spans.append(
-            {
-                "process": names.get(node, node[8:16]),
-                "kind": "train",
-                "start": max(0.0, start),
-                "end": start + max(1, contribution.seconds),
-                "label": f"expert {lease.expert} round {lease.round}{mark}",
-            }
-        )
+    for name in demo.last_status:
+        spans += training_spans(name, demo.out / name / "logs" / "node.log", zero, units)
     return spans + coordinator_spans(demo.state / "logs" / "events.jsonl", zero)
+
+
+def training_spans(
+    name: str, path: Path, zero: float, units: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Bars from the trainer's first step to the commitment; a killed trainer's bar ends where
+    the next one begins."""
+    spans: list[dict[str, Any]] = []
+    begun: float | None = None
+    for line in path.read_text().splitlines() if path.exists() else []:
+        event = json.loads(line)
+        at = event["at"] - zero
+        if event["event"] not in ("trainer.started", "phase.commit"):
+            continue
+        if begun is not None:
+            label = units.get(event.get("unit") or "", "interrupted")
+            span = {"process": name, "kind": "train", "label": label}
+            spans.append({**span, "start": begun, "end": at})
+        begun = at if event["event"] == "trainer.started" else None
+    return spans
 
 
 KINDS = {"verify": "verify", "runmerge": "merge", "runrouter": "router", "runrelease": "release"}
