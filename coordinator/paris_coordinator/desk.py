@@ -162,6 +162,7 @@ class Desk(Board):
                     raise ParisError("unit.second-result", "another commitment is known")
                 work.commitment, work.committed = event.id, record
                 self.commitments[event.id] = work.id
+                self._known(event.signer).last = now
             case Contribution() as record:
                 self._handed_in(event, record, now)
             case Verdict() as record:
@@ -207,7 +208,6 @@ class Desk(Board):
             raise ParisError("unit.second-result", "another contribution is known")
         if work.state != "open" or now > work.record.hard_deadline:
             raise ParisError("unit.closed")
-        self._known(event.signer).last = now
         return work
 
     def _handed_in(self, event: Filed, record: Contribution, now: int) -> None:
@@ -221,6 +221,7 @@ class Desk(Board):
             raise ParisError("commitment.missing")
         work.state, work.contribution, work.handed_in = "uploading", event.id, record
         self.contributions[event.id] = work.id
+        self._known(event.signer).last = now
 
     def _uploaded(self, contribution: str, now: int) -> None:
         work = self.work_of(contribution)
