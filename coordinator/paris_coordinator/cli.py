@@ -10,12 +10,14 @@ sentence, what to do about it, and the exit code of the catalogue::
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+from paris_coordinator import cli_trust
+from paris_coordinator.cli_common import STATE, JsonOption, StateOption, show
 
 if TYPE_CHECKING:
     from paris_protocol.errors import ParisError
@@ -27,14 +29,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-StateOption = Annotated[Path, typer.Option("--state", help="The coordinator's state folder.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-STATE = Path("paris-state")
-
-
-def _show(value: Any, as_json: bool, text: str) -> None:
-    print(json.dumps(value, indent=1, sort_keys=True) if as_json else text)
 
 
 @app.command()
@@ -62,7 +56,7 @@ def prepare(
         report = run(recipe, clips, out, progress)["report"]
     skipped = ", ".join(f"{count} × {code}" for code, count in report["skipped"].items())
     lines = f"{report['clips']} clips of {report['videos']} videos in {out}"
-    _show(report, as_json, lines + (f"\nskipped: {skipped} (see skipped.json)" if skipped else ""))
+    show(report, as_json, lines + (f"\nskipped: {skipped} (see skipped.json)" if skipped else ""))
 
 
 @app.command()
@@ -113,7 +107,7 @@ def init(
     now = int(time.time())  # noqa: TID251 - the command line owns a clock
     invite = run(prepared, state, setup, now)
     facts = {"invite": str(invite), "network": invite.network, "url": invite.url}
-    _show(facts, as_json, f"{invite}")
+    show(facts, as_json, f"{invite}")
 
 
 @app.command()
@@ -150,7 +144,7 @@ def status(state: StateOption = STATE, as_json: JsonOption = False) -> None:
     from paris_coordinator.reading import status_text
 
     facts = read(state)
-    _show(facts, as_json, status_text(facts))
+    show(facts, as_json, status_text(facts))
 
 
 @app.command()
@@ -164,7 +158,7 @@ def inspect(
     from paris_coordinator.reading import contribution_text
 
     facts = read(state, contribution)
-    _show(facts, as_json, contribution_text(facts))
+    show(facts, as_json, contribution_text(facts))
 
 
 @app.command()
@@ -174,7 +168,7 @@ def log(state: StateOption = STATE, as_json: JsonOption = False) -> None:
 
     entries = read(state)
     text = "\n".join(f"{e['index']:6d}  {e['type']:13s} {e['id']}" for e in entries)
-    _show(entries, as_json, text)
+    show(entries, as_json, text)
 
 
 @app.command()
@@ -188,7 +182,7 @@ def merge(
     from paris_protocol.errors import ParisError
 
     facts = run(state, recompute)
-    _show(
+    show(
         facts,
         as_json,
         f"{facts['merge']}\nstated      {facts['stated']}\nrecomputed  {facts['root']}",
@@ -226,6 +220,9 @@ def _order(folder: Path, order: Any, subject: str) -> None:
     now = int(time.time())  # noqa: TID251 - the command line owns a clock
     give_order(state, state.key(), order, subject, now)
     print("The order is left for the coordinator; it takes it within a second of running.")
+
+
+cli_trust.add(app)
 
 
 def main() -> None:

@@ -117,7 +117,8 @@ def _open(outer: _Outer, kind: type[T], raw: bytes) -> Sealed[T]:
     if inner != _STATEMENT or predicate_type != _predicate_type(kind) or subject != named:
         raise ParisError("record.malformed", "statement and predicate disagree")
     try:
-        record = kind.model_validate_json(canonical(predicate))
+        # A statement of the next version may have fields that are unknown here; they are signed.
+        record = kind.model_validate_json(canonical(predicate), extra="ignore")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -7,15 +7,24 @@ unix seconds. The id of a statement is the SHA-256 of its DSSE pre-authenticatio
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+)
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """SHA-256, 64 lower-case hex digits."""
 KeyId = Annotated[str, StringConstraints(pattern=r"^ed25519:[0-9a-f]{64}$")]
 """`ed25519:` and the 32-byte public key in hex; it names a key and *is* the key."""
-Real = Annotated[str, StringConstraints(pattern=r"^-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?(e-?[0-9]{1,3})?$")]
+Real = Annotated[
+    str, StringConstraints(pattern=r"^-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?(e-?[0-9]{1,3})?$")
+]
 """A real number as a decimal string, such as `0.03` or `1e-15`."""
 HexFloat = Annotated[str, StringConstraints(pattern=r"^-?0x[01]\.[0-9a-f]{1,13}p[+-][0-9]{1,4}$")]
 """A float as `float.hex()` prints it: every bit is signed."""
@@ -23,15 +32,33 @@ Time = Annotated[int, Field(ge=0, le=1 << 40)]
 """Unix seconds."""
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 Short = Annotated[str, StringConstraints(max_length=200)]
-Path = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*$", max_length=200)]
+Path = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*$", max_length=200
+    ),
+]
 Number = tuple[Short, Real]
 """A named measurement inside a verdict."""
 
 
 class Record(BaseModel):
-    """What all records share: frozen, strict, no unknown fields."""
+    """What all records share: frozen, strict, no unknown fields.
 
+    `LATER` names the optional fields that came after version 0.1. They are left out of the signed
+    text while they have their default, so that a reader one version behind still reads it.
+    """
+
+    LATER: ClassVar[frozenset[str]] = frozenset()
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        value: dict[str, Any] = handler(self)
+        for name in self.LATER:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                value.pop(name, None)
+        return value
 
 
 class Statement(Record):
@@ -224,7 +251,13 @@ class RoundPlan(Record):
 
 
 class Margins(Record):
-    """Limits of the layers L2 and L3; `damage[r]` belongs to round r, the last one to all later."""
+    """Limits of the layers L2 and L3; `damage[r]` belongs to round r, the last one to all later.
+
+    `looks`: clips after which the sequential test of L3 may stop, `clips` being the last look;
+    `block_z`: largest robust z of a block's norm against the lineage's own, 0 switches it off.
+    """
+
+    LATER = frozenset({"looks", "block_z"})
 
     damage: tuple[Real, ...]
     merge_damage: Real
@@ -235,12 +268,63 @@ class Margins(Record):
     copy_cosine: Real
     noise_cosine: Real
     source: Short
+    looks: tuple[Count, ...] = ()
+    block_z: Real = "0"
+
+
+class Tolerance(Record):
+    """How far an honest replay on other kernels may be from the claim; measured, never guessed.
+
+    For one dtype, model class and number of steps: limits on ‖replay − claim‖ / ‖replay‖ of a
+    segment's update, for all tensors together and for the worst one, = factor · the worst of
+    `pairs` honest pairs.
+    """
+
+    dtype: Literal["float32", "bfloat16"]
+    model: Short
+    steps: Count
+    rho: Real
+    tensor: Real
+    factor: Real
+    pairs: Count
+    source: Short
+
+
+class AuditRules(Record):
+    """The replay audit L4 and what hangs on it: standing, vesting, weights (trust D8, §2.4, §2.5).
+
+    A node with n replay-verified contributions in a row is audited at the rate
+    max(floor, min(1, rate / (n + 1))), on `segments` segments; `chain` is the head of the hash chain
+    of `chain_length` secrets. Fewer than `probation` in a row is probation: such nodes have at most
+    `probation_weight` of a merge. A contribution vests `vesting` merges after its own. An opening
+    is due `answer_within` seconds after it was asked for, and once more `retry_within` later.
+    `auditors`: 0 means that the coordinator replays, 3 that volunteers do, two of three.
+    """
+
+    chain: Digest
+    chain_length: Count
+    segments: Count
+    rate: Real
+    floor: Real
+    probation: Count
+    probation_weight: Real
+    vesting: Count
+    answer_within: Count
+    retry_within: Count
+    auditors: Literal[0, 3]
+    canary: Real
+    tolerances: tuple[Tolerance, ...] = ()
 
 
 class Policy(Statement):
-    """Numbered, hash-linked statement for everything that may change."""
+    """Numbered, hash-linked statement for everything that may change.
+
+    A release needs `witness_quorum` cosignatures of `witnesses`. Inputs of merges are kept for
+    `inputs_kept` seconds, for ever if it is 0.
+    """
 
     TYPE: ClassVar[str] = "policy"
+    LATER = frozenset({"audit", "witnesses", "witness_quorum", "inputs_kept"})
     number: Count
     previous: Digest | None
     since: Time
@@ -251,13 +335,17 @@ class Policy(Statement):
     margins: Margins
     dtype: Literal["float32", "bfloat16"]
     threads: Count
-    kernels: Literal["reference"]
+    kernels: Literal["reference", "fast"]
     update_codec: Literal["dense-f32", "dense-bf16"]
     commit_every: Count
     soft_deadline: Count
     hard_deadline: Count
     refusals_to_quarantine: Count
     min_version: Short
+    audit: AuditRules | None = None
+    witnesses: tuple[KeyId, ...] = ()
+    witness_quorum: Count = 0
+    inputs_kept: Count = 0
 
 
 class Registration(Statement):
@@ -282,10 +370,33 @@ class Rate(Record):
     warmup: Count
 
 
+class OpenState(Record):
+    """A committed training state, laid open: its place among the commitment's states, its file."""
+
+    index: Count
+    file: TensorFile
+
+
+class AuditTask(Record):
+    """What an auditor replays: segments of somebody's committed training, from opened states."""
+
+    contribution: Digest
+    assignment: Digest
+    commitment: Digest
+    segments: tuple[Count, ...]
+    states: tuple[OpenState, ...]
+
+
 class Assignment(Statement):
-    """A signed lease; training is a function of this record and the step."""
+    """A signed lease; training is a function of this record and the step.
+
+    `kernels`: "reference" asks for deterministic algorithms, "fast" for whatever is quickest (such
+    a unit is audited within a tolerance, never for equal bits). Of kind "audit" it repeats the
+    audited assignment for another node and has `audit`.
+    """
 
     TYPE: ClassVar[str] = "assignment"
+    LATER = frozenset({"audit"})
     MAX_BYTES: ClassVar[int] = 1 << 20
     kind: Literal["train", "audit"]
     plan: Short
@@ -302,13 +413,14 @@ class Assignment(Statement):
     optimiser_state: Literal["fresh"] | Digest
     dtype: Literal["float32", "bfloat16"]
     threads: Count
-    kernels: Literal["reference"]
+    kernels: Literal["reference", "fast"]
     update_codec: Literal["dense-f32", "dense-bf16"]
     commit_every: Count
     policy: Count
     issued: Time
     soft_deadline: Time
     hard_deadline: Time
+    audit: AuditTask | None = None
 
 
 class Commitment(Statement):
@@ -324,9 +436,14 @@ class Commitment(Statement):
 
 
 class Contribution(Statement):
-    """What a volunteer hands in for an assignment."""
+    """What a volunteer hands in for an assignment.
+
+    `numerics` names the class of machine and build by the digest of a numeric self-test: two
+    machines of one class compute the same bits.
+    """
 
     TYPE: ClassVar[str] = "contribution"
+    LATER = frozenset({"numerics"})
     assignment: Digest
     commitment: Digest
     update: TensorFile
@@ -334,21 +451,89 @@ class Contribution(Statement):
     samples: Count
     loss: Real
     seconds: Count
+    numerics: Digest | None = None
+
+
+class Draw(Record):
+    """Whether and where a contribution is audited, so that anybody can repeat the draw.
+
+    The seed is SHA-256 of `root`, the log's root when the commitment was its last of `size` leaves,
+    and of `secret`, value `number` of the policy's hash chain (`paris_protocol.audit`).
+    """
+
+    number: Count
+    size: Count
+    root: Digest
+    secret: Digest
+    standing: Count
+    rate: Real
+    audited: bool
+    segments: tuple[Count, ...]
+
+
+class Challenge(Statement):
+    """The coordinator asks a node to lay committed states open, until `deadline`."""
+
+    TYPE: ClassVar[str] = "challenge"
+    contribution: Digest
+    node: KeyId
+    states: tuple[Count, ...]
+    attempt: Literal[1, 2]
+    deadline: Time
+    at: Time
+
+
+class Opening(Statement):
+    """A node's answer to a challenge: the states' files, which it then uploads."""
+
+    TYPE: ClassVar[str] = "opening"
+    challenge: Digest
+    contribution: Digest
+    states: tuple[OpenState, ...]
+
+
+class Segment(Record):
+    """One replayed segment: `rho` and `tensor` (the worst tensor's) against their limits.
+
+    `exact` means that equal bits were demanded; the limits are then 0.
+    """
+
+    index: Count
+    exact: bool
+    rho: Real
+    tensor: Real
+    limit: Real
+    tensor_limit: Real
+    passed: bool
+
+
+class AuditReport(Statement):
+    """What an auditor found; `assignment` is the audit's own, None for the coordinator's replay."""
+
+    TYPE: ClassVar[str] = "audit-report"
+    contribution: Digest
+    assignment: Digest | None
+    auditor: KeyId
+    numerics: Digest
+    segments: tuple[Segment, ...]
+    passed: bool
+    at: Time
 
 
 class Layer(Record):
     """One layer of the verdict: passed or the catalogue code, and its numbers."""
 
-    layer: Literal["L0", "L1", "L2", "L3"]
+    layer: Literal["L0", "L1", "L2", "L3", "L4", "L5"]
     passed: bool
     code: Short
     numbers: tuple[Number, ...] = ()
 
 
 class Verdict(Statement):
-    """The coordinator's decision about a contribution, with its numbers."""
+    """The coordinator's decision about a contribution, with its numbers and its audit draw."""
 
     TYPE: ClassVar[str] = "verdict"
+    LATER = frozenset({"audit", "reports"})
     contribution: Digest
     assignment: Digest
     node: KeyId
@@ -359,6 +544,8 @@ class Verdict(Statement):
     layers: tuple[Layer, ...]
     policy: Count
     at: Time
+    audit: Draw | None = None
+    reports: tuple[Digest, ...] = ()
 
 
 class MergeInput(Record):
@@ -383,6 +570,77 @@ class Merge(Statement):
     published: bool
     numbers: tuple[Number, ...]
     policy: Count
+    at: Time
+
+
+class Revocation(Statement):
+    """A key counts no more; `contributions` are those of its merged works that have not vested."""
+
+    TYPE: ClassVar[str] = "revocation"
+    MAX_BYTES: ClassVar[int] = 1 << 20
+    key: KeyId
+    reason: Short
+    contributions: tuple[Digest, ...]
+    at: Time
+
+
+class Revert(Statement):
+    """Takes merged inputs out of a head again: result = parent − Σ weight · scale · update.
+
+    `removed` repeats the scalars with which they were merged. The head keeps its round.
+    """
+
+    TYPE: ClassVar[str] = "revert"
+    MAX_BYTES: ClassVar[int] = 4 << 20
+    expert: Count
+    revocation: Digest
+    parent: Head
+    removed: tuple[MergeInput, ...]
+    result: TensorFile
+    numbers: tuple[Number, ...]
+    policy: Count
+    at: Time
+
+
+class KeyRotation(Statement):
+    """A node's key gives way to another; signed by the old key, `consent` by the new one.
+
+    `consent`: hex Ed25519 signature of the new key over `paris_protocol.keys.rotation_text`.
+    """
+
+    TYPE: ClassVar[str] = "key-rotation"
+    old: KeyId
+    new: KeyId
+    consent: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
+    at: Time
+
+
+class SecretSet(Statement):
+    """Commits to the secret held-out clips of an expert before they judge anything.
+
+    `root` is the Merkle root over SHA-256(salt || clip digest) in order.
+    """
+
+    TYPE: ClassVar[str] = "secret-set"
+    expert: Count
+    number: Count
+    clips: Count
+    root: Digest
+    at: Time
+
+
+class SecretSetOpened(Statement):
+    """Opens a retired secret set: its salt and clips, and the losses' differences it gave.
+
+    `scores`: for each contribution or merge judged by it, the mean difference and its error.
+    """
+
+    TYPE: ClassVar[str] = "secret-set-opened"
+    MAX_BYTES: ClassVar[int] = 4 << 20
+    set: Digest
+    salt: Digest
+    clips: tuple[Digest, ...]
+    scores: tuple[tuple[Digest, Real, Real], ...]
     at: Time
 
 
@@ -456,7 +714,26 @@ class Beat(Statement):
 
 
 STATEMENTS: Final[tuple[type[Statement], ...]] = (
-    Genesis, Policy, Registration, Assignment, Commitment, Contribution, Verdict, Merge, Release,
-    Index, LeaseRequest, Beat,
+    Genesis,
+    Policy,
+    Registration,
+    Assignment,
+    Commitment,
+    Contribution,
+    Challenge,
+    Opening,
+    AuditReport,
+    Verdict,
+    Merge,
+    Revocation,
+    Revert,
+    KeyRotation,
+    SecretSet,
+    SecretSetOpened,
+    Release,
+    Index,
+    LeaseRequest,
+    Beat,
 )
-LOGGED: Final = frozenset({"genesis", "policy", "registration", "assignment", "commitment", "contribution", "verdict", "merge", "release"})
+UNLOGGED: Final = frozenset({"index", "lease-request", "beat"})
+LOGGED: Final = frozenset(kind.TYPE for kind in STATEMENTS) - UNLOGGED
