@@ -22,9 +22,18 @@ from typing import Final
 from paris_protocol.canonical import decimal
 from paris_protocol.errors import ParisError
 from paris_protocol.lineage import committed_steps
-from paris_protocol.records import Assignment, AuditRules, Draw, Tolerance
+from paris_protocol.records import (
+    Assignment,
+    AuditReport,
+    AuditRules,
+    Draw,
+    Tolerance,
+    Verdict,
+)
 
 CHAIN_LENGTH: Final = 1 << 16
+MOST_DRAWS: Final = 1 << 22
+"""A longer chain than this would keep whoever checks a draw busy for minutes."""
 _DOMAIN: Final = b"paris/audit/1"
 
 
@@ -53,7 +62,7 @@ def chain_head(start: bytes, length: int) -> str:
 
 def in_chain(head: str, length: int, number: int, value: str) -> bool:
     """Whether `value` is value `number` of the chain with this head."""
-    if not 0 <= number < length:
+    if not 0 <= number < min(length, MOST_DRAWS):
         return False
     one = bytes.fromhex(value)
     for _ in range(number + 1):
@@ -62,9 +71,9 @@ def in_chain(head: str, length: int, number: int, value: str) -> bool:
 
 
 def audit_rate(rules: AuditRules, standing: int) -> Fraction:
-    """q(n) = max(floor, min(1, rate / (n + 1))): how often a node of this standing is audited."""
-    wanted = min(Fraction(1), Fraction(rules.rate) / (standing + 1))
-    return max(Fraction(rules.floor), wanted)
+    """q(n) = min(1, max(floor, rate / (n + 1))): how often a node of this standing is audited."""
+    wanted = max(Fraction(rules.floor), Fraction(rules.rate) / (standing + 1))
+    return min(Fraction(1), max(Fraction(0), wanted))
 
 
 def segments_of(assignment: Assignment) -> int:
@@ -153,6 +162,8 @@ def states_to_open(segments: Sequence[int], *, exact: bool) -> tuple[int, ...]:
 
     The first state of all is the parent with a fresh optimiser, which anybody can make. Where equal
     bits are demanded, a segment's end is known by its root; a tolerance needs the end itself.
+    Every audit asks for the last state of all besides, which alone shows that the update is what
+    the committed training ended in: honest states can be committed beside any update.
     """
     wanted: set[int] = set()
     for segment in segments:
@@ -182,3 +193,45 @@ def tolerance_for(rules: AuditRules, dtype: str, model: str, steps: int) -> Tole
         if (one.dtype, one.model) == (dtype, model) and one.steps >= steps
     ]
     return min(fitting, key=lambda one: one.steps, default=None)
+
+
+# ---------------------------------------------------------------- standing
+
+NO_FAULT: Final = frozenset({"unit.closed", "node.revoked"})
+"""Codes of verdicts that say nothing about the work: it was not needed any more."""
+
+
+def standing_after(standing: int, verdict: Verdict) -> int:
+    """A node's standing once this verdict on its work is in the log.
+
+    Standing is the number of its replay-verified contributions in a row: a passed replay adds one,
+    a refusal ends the row, and what was accepted without a replay changes nothing.
+    """
+    if verdict.code in NO_FAULT:
+        return standing
+    if not verdict.accepted:
+        return 0
+    replayed = any(
+        layer.layer == "L4" and layer.passed and dict(layer.numbers).get("segments", "0") != "0"
+        for layer in verdict.layers
+    )
+    return standing + 1 if replayed else standing
+
+
+def false_auditors(reports: Iterable[AuditReport]) -> tuple[str, ...]:
+    """Volunteers who reported otherwise than the coordinator's own replay; they lose standing.
+
+    `reports` are those that a verdict names. Without an own replay that shows anything, and for a
+    report without segments (the auditor could not replay), nobody is called false.
+    """
+    everyone = list(reports)
+    own = next((one for one in everyone if one.assignment is None), None)
+    if own is None or (own.passed and not own.segments):
+        return ()
+    return tuple(
+        one.auditor
+        for one in everyone
+        if one.assignment is not None
+        and one.passed != own.passed
+        and (one.segments or not one.passed)
+    )

@@ -39,10 +39,12 @@ def _check(value: Any, depth: int = 0) -> None:
         for key, part in value.items():
             if not isinstance(key, str):
                 _refuse("a key that is not text")
-            _check(part, depth + 1)
+            if type(part) is not str:
+                _check(part, depth + 1)
     elif isinstance(value, list | tuple):
         for part in value:
-            _check(part, depth + 1)
+            if type(part) is not str:  # most parts of long lists are
+                _check(part, depth + 1)
     else:
         _refuse(f"a value of type {type(value).__name__}")
 
@@ -50,11 +52,8 @@ def _check(value: Any, depth: int = 0) -> None:
 def canonical(value: Any) -> bytes:
     """The canonical JSON of a value made of dict, list, tuple, str, int, bool and None."""
     _check(value)
-    text = json.dumps(
-        value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
-    )
     try:
-        return text.encode("utf-8")
+        return _ENCODER.encode(value).encode("utf-8")
     except UnicodeEncodeError as error:
         raise ParisError("record.malformed", "text with a lone surrogate") from error
 
@@ -66,18 +65,25 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
+def _float(text: str) -> NoReturn:
+    _refuse(f"the float {text[:20]}")
+
+
+_ENCODER: Final = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
+)
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_pairs, parse_float=_float, parse_constant=_refuse
+)
+
+
 def parse(raw: bytes) -> Any:
     """The value of a canonical JSON text; whatever is not byte for byte canonical is refused.
 
     The caller caps the size first.
     """
     try:
-        value = json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=_pairs,
-            parse_float=lambda text: _refuse(f"the float {text[:20]}"),
-            parse_constant=_refuse,
-        )
+        value = _DECODER.decode(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ParisError("record.malformed", "not JSON") from error
     if canonical(value) != raw:

@@ -113,12 +113,13 @@ def _open(outer: _Outer, kind: type[T], raw: bytes) -> Sealed[T]:
     inner, predicate_type, subject, predicate = _fields(
         parse(outer.payload), "_type", "predicateType", "subject", "predicate"
     )
-    named = [{"name": kind.TYPE, "digest": {"sha256": digest(predicate)}}]
+    text = canonical(predicate)
+    named = [{"name": kind.TYPE, "digest": {"sha256": sha256_hex(text)}}]
     if inner != _STATEMENT or predicate_type != _predicate_type(kind) or subject != named:
         raise ParisError("record.malformed", "statement and predicate disagree")
     try:
         # A statement of the next version may have fields that are unknown here; they are signed.
-        record = kind.model_validate_json(canonical(predicate), extra="ignore")
+        record = kind.model_validate_json(text, extra="ignore")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -278,6 +278,12 @@ REASONS: Final = _catalogue(
         "The encoder is not the one that the manifest names.",
         "Use the weights whose fingerprint stands in the manifest.",
     ),
+    Reason(
+        "weights.file",
+        INPUT,
+        "These weights cannot be converted.",
+        "Take the published file, whole and unchanged; docs/weights.md lists layouts and origins.",
+    ),
     # --- state folders
     Reason(
         "state.in-use",

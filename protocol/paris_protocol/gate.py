@@ -75,7 +75,7 @@ def check_header(
     length = header_length(prefix, file_size, limits)
     if len(prefix) < 8 + length:
         _refuse("the header is cut off")
-    table = _parse(prefix[8 : 8 + length])
+    table = _parse(prefix[8 : 8 + length], limits)
     metadata = _metadata(table.pop("__metadata__", {}), limits)
     if len(table) > limits.tensors:
         _refuse(f"{len(table)} tensors")
@@ -97,7 +97,12 @@ def _no_float(text: str) -> NoReturn:
     _refuse(f"the number {text[:20]}")
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
+def _parse(raw: bytes, limits: Limits) -> dict[str, Any]:
+    # A tensor has four fields' colons, two lists and one object; metadata may hold any text. More
+    # than that is refused before a parser makes hundreds of megabytes of small objects of it.
+    for mark, each in ((b":", 4), (b"[", 2), (b"{", 1)):
+        if raw.count(mark) > each * (limits.tensors + 1) + limits.metadata:
+            _refuse("too many tensors")
     # Writers pad with spaces behind the JSON to a multiple of 8; anything else around it is odd.
     text = raw.rstrip(b" ")
     if not text.startswith(b"{") or not text.endswith(b"}") or len(raw) - len(text) > 7:

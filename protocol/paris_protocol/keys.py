@@ -114,6 +114,11 @@ def verify(key_id: str, signature: bytes, data: bytes) -> bool:
     return True
 
 
+def rotation_text(network: str, old: str, new: str, at: int) -> bytes:
+    """What a node's new key signs as its consent to take the place of the old one."""
+    return f"paris/key-rotation/1\n{network}\n{old}\n{new}\n{at}\n".encode("ascii")
+
+
 def peer_id(key_id: str) -> str:
     """The libp2p PeerID of the key: base58 of the identity multihash of its protobuf form."""
     raw = _PEER_PREFIX + key_bytes(key_id)

@@ -44,31 +44,17 @@ def _split(size: int) -> int:
     return 1 << ((size - 1).bit_length() - 1)
 
 
-class Tree:
-    """A growing tree of leaf hashes that keeps every complete subtree's root (2 hashes a leaf)."""
-
-    def __init__(self, hashes: Iterable[bytes] = ()) -> None:
-        # _levels[k][i] is the root over the leaves from i·2^k to (i+1)·2^k.
-        self._levels: list[list[bytes]] = [[]]
-        for one in hashes:
-            self.append(one)
+class Subtrees:
+    """Roots and proofs of a tree of which the root of every complete subtree can be had."""
 
     @property
     def size(self) -> int:
         """Number of leaves."""
-        return len(self._levels[0])
+        raise NotImplementedError
 
-    def append(self, leaf: bytes) -> int:
-        """Add a leaf hash (32 bytes) and return its index."""
-        index, node, level = self.size, leaf, 0
-        self._levels[0].append(leaf)
-        while len(self._levels[level]) % 2 == 0:
-            node = node_hash(*self._levels[level][-2:])
-            level += 1
-            if level == len(self._levels):
-                self._levels.append([])
-            self._levels[level].append(node)
-        return index
+    def subtree(self, level: int, index: int) -> bytes:
+        """Root over the leaves from index·2^level to (index + 1)·2^level, all of them there."""
+        raise NotImplementedError
 
     def root(self, size: int | None = None) -> bytes:
         """Root of the first `size` leaves (all of them by default)."""
@@ -106,15 +92,6 @@ class Tree:
             path.append(self._range(begin, end))
         return path[::-1]
 
-    def tiles(self, old: int = 0) -> Iterator[tuple[str, bytes]]:
-        """Path and content of every tile that a log grown from `old` leaves has to write."""
-        for level in range(0, len(self._levels), 8):
-            nodes, before = self._levels[level], old >> level
-            if len(nodes) > before:
-                for n in range(before // TILE, -(-len(nodes) // TILE)):
-                    part = nodes[n * TILE : (n + 1) * TILE]
-                    yield tile_path(level // 8, n, len(part)), b"".join(part)
-
     def _known(self, size: int | None) -> int:
         if size is not None and not 0 <= size <= self.size:
             raise IndexError(f"{size} of {self.size} leaves")
@@ -126,9 +103,49 @@ class Tree:
             return EMPTY_ROOT
         if size & (size - 1) == 0:
             level = size.bit_length() - 1
-            return self._levels[level][begin >> level]
+            return self.subtree(level, begin >> level)
         middle = begin + _split(size)
         return node_hash(self._range(begin, middle), self._range(middle, end))
+
+
+class Tree(Subtrees):
+    """A growing tree of leaf hashes that keeps every complete subtree's root (2 hashes a leaf)."""
+
+    def __init__(self, hashes: Iterable[bytes] = ()) -> None:
+        # _levels[k][i] is the root over the leaves from i·2^k to (i+1)·2^k.
+        self._levels: list[list[bytes]] = [[]]
+        for one in hashes:
+            self.append(one)
+
+    @property
+    def size(self) -> int:
+        """Number of leaves."""
+        return len(self._levels[0])
+
+    def subtree(self, level: int, index: int) -> bytes:
+        """See `Subtrees`."""
+        return self._levels[level][index]
+
+    def append(self, leaf: bytes) -> int:
+        """Add a leaf hash (32 bytes) and return its index."""
+        index, node, level = self.size, leaf, 0
+        self._levels[0].append(leaf)
+        while len(self._levels[level]) % 2 == 0:
+            node = node_hash(*self._levels[level][-2:])
+            level += 1
+            if level == len(self._levels):
+                self._levels.append([])
+            self._levels[level].append(node)
+        return index
+
+    def tiles(self, old: int = 0) -> Iterator[tuple[str, bytes]]:
+        """Path and content of every tile that a log grown from `old` leaves has to write."""
+        for level in range(0, len(self._levels), 8):
+            nodes, before = self._levels[level], old >> level
+            if len(nodes) > before:
+                for n in range(before // TILE, -(-len(nodes) // TILE)):
+                    part = nodes[n * TILE : (n + 1) * TILE]
+                    yield tile_path(level // 8, n, len(part)), b"".join(part)
 
 
 def merkle_root(hashes: Sequence[bytes]) -> bytes:
@@ -223,12 +240,15 @@ def bundle_path(n: int, width: int = TILE) -> str:
     return f"tile/entries/{_number_path(n)}" + (f".p/{width}" if width < TILE else "")
 
 
-def bundles(entries: Sequence[bytes], old: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Path and content of every entry bundle that a log grown from `old` entries has to write."""
+def bundles(entries: Sequence[bytes], old: int = 0, first: int = 0) -> Iterator[tuple[str, bytes]]:
+    """Path and content of every entry bundle that a log grown from `old` entries has to write.
+
+    `entries` (and `old`) may begin with bundle `first` instead of the log's beginning.
+    """
     for n in range(old // TILE, -(-len(entries) // TILE) if len(entries) > old else 0):
         part = entries[n * TILE : (n + 1) * TILE]
         yield (
-            bundle_path(n, len(part)),
+            bundle_path(first + n, len(part)),
             b"".join(len(entry).to_bytes(2, "big") + entry for entry in part),
         )
 
@@ -244,7 +264,7 @@ def parse_bundle(raw: bytes, width: int = TILE) -> list[bytes]:
 
 _SIZE: Final = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
 _SIGNATURE: Final = re.compile(r"— ([^\s+\x00-\x1f\x7f]{1,200}) ([A-Za-z0-9+/=]{1,8000})")
-_CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f]")
+_CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f\ud800-\udfff]")
 
 
 def origin(network: str) -> str:
@@ -283,26 +303,36 @@ def sign_note(text: str, name: str, key: PrivateKey) -> str:
     return f"{text}\n— {name} {base64.b64encode(blob).decode('ascii')}\n"
 
 
+def note_signatures(note: str) -> tuple[str, list[tuple[str, str, bytes]]]:
+    """A note's text, and (line, name, key hash || signature) of each signature; nothing verified.
+
+    Refuses every note that is not byte for byte of the one form (`log.checkpoint`).
+    """
+    if len(note) > MAX_NOTE or _CONTROL.search(note):
+        _bad("too long, or with characters that no note has")
+    text, blank, signatures = note.rpartition("\n\n")
+    if not blank or not signatures.endswith("\n"):
+        _bad("no signature block")
+    found = []
+    for line in signatures[:-1].split("\n"):
+        match = _SIGNATURE.fullmatch(line)
+        if match is None:
+            _bad("a malformed signature line")
+        found.append((line, match[1], _base64(match[2])))
+    return f"{text}\n", found
+
+
 def open_note(note: str, name: str, keys: Collection[str]) -> str:
     """The text of a note that one of `keys` signed under `name`.
 
     Well-formed signatures of other keys (witnesses) are passed over, as signed-note asks; a wrong
     one of a known key, or two of it, is refused.
     """
-    if len(note) > MAX_NOTE or _CONTROL.search(note):
-        _bad("too long or with control characters")
-    text, blank, signatures = note.rpartition("\n\n")
-    if not blank or not signatures.endswith("\n"):
-        _bad("no signature block")
-    text += "\n"
+    text, signatures = note_signatures(note)
     known = {note_hash(name, key): key for key in keys}
     signed: list[str] = []
-    for line in signatures[:-1].split("\n"):
-        match = _SIGNATURE.fullmatch(line)
-        if match is None:
-            _bad("a malformed signature line")
-        blob = _base64(match[2])
-        key = known.get(blob[:4]) if match[1] == name else None
+    for _, signer, blob in signatures:
+        key = known.get(blob[:4]) if signer == name else None
         if key is not None:
             if key in signed or not verify(key, blob[4:], text.encode("utf-8")):
                 _bad("a signature that does not verify")

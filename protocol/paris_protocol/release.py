@@ -3,8 +3,8 @@
 `files` holds path → (SHA-256, size) of everything in the folder, `provenance` the bytes of the
 statements in it (`is_provenance`). Refused, naming the file: what is not byte for byte as signed,
 missing or extra (`release.file`, `.missing`, `.extra`), unknown keys (`release.key`), heads that do
-not descend from the genesis (`release.lineage`), statements not shown to be logged
-(`release.proof`)::
+not descend from the genesis (`release.lineage`), audit draws that do not follow (`audit.draw`),
+statements not shown to be logged (`release.proof`)::
 
     files = {path: (sha256, size), ...}             # whoever owns the disk streams the digests
     provenance = {path: data for path in files if is_provenance(path)}
@@ -19,22 +19,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from paris_protocol.authority import Authority, check_next, of_coordinator
 from paris_protocol.canonical import canonical, parse, sha256_hex
+from paris_protocol.draws import check_verdict
 from paris_protocol.envelope import Sealed, open_genesis, unseal, unseal_any
 from paris_protocol.errors import ParisError
 from paris_protocol.lineage import EVIDENCE, check_release_lineage
 from paris_protocol.log import Checkpoint, Tree, leaf_hash, origin, verify_inclusion
 from paris_protocol.records import (
-    Assignment,
+    AuditReport,
+    Challenge,
     Commitment,
     Contribution,
     Genesis,
     Head,
     Merge,
+    Opening,
     Policy,
     Release,
+    Revert,
     Verdict,
 )
+from paris_protocol.signers import keys_of, may_sign
+from paris_protocol.witness import check_quorum, without_cosignatures
 
 RELEASE: Final = "release.json"
 PROOF: Final = "proof.json"
@@ -114,6 +121,7 @@ def verify_release(
         check_release_lineage(genesis.record, release.record, lineage.values())
     except ParisError as error:
         raise ParisError("release.lineage", error.sentence) from error
+    _check_draws(policies, lineage)
     checkpoint = _check_proof(provenance[PROOF], genesis, policies, release, lineage)
     return Verified(genesis, policies, release, lineage, checkpoint)
 
@@ -128,20 +136,13 @@ def _named(path: str) -> Iterator[None]:
         raise ParisError(code, f"{path}: {error.sentence}") from error
 
 
-def keys_of(
-    genesis: Sealed[Genesis], policies: Sequence[Sealed[Policy]], number: int
-) -> frozenset[str]:
-    """Who may sign under policy `number`: the root key and that policy's coordinator keys."""
-    named = (each.record.coordinator_keys for each in policies if each.record.number == number)
-    return frozenset({genesis.record.root_key}.union(*named))
-
-
 def open_policies(
     genesis: Sealed[Genesis], provenance: Mapping[str, bytes]
 ) -> tuple[Sealed[Policy], ...]:
     """The chain of policies from number 1 on.
 
-    Each names its predecessor and is signed by the root key or a key that the predecessor names.
+    Each names its predecessor and is signed by the root key or a key that the predecessor names;
+    keys and witnesses change by the root key's word alone.
     """
     numbers = sorted(int(m[1]) for m in map(_POLICY.fullmatch, provenance) if m is not None)
     chain: list[Sealed[Policy]] = []
@@ -156,6 +157,8 @@ def open_policies(
         previous = chain[-1].id if chain else None
         if (policy.record.number, policy.record.previous) != (number, previous):
             raise ParisError("release.file", f"{path} is not the next policy")
+        with _named(path):
+            check_next(genesis, chain[-1] if chain else None, policy)
         chain.append(policy)
     return tuple(chain)
 
@@ -189,15 +192,25 @@ def _open_lineage(
             sealed = unseal_any(provenance[path], genesis.id)
             if not isinstance(sealed.record, EVIDENCE):
                 raise ParisError("record.type", sealed.record.TYPE)
-            # Who may sign work is the node of its assignment: the lineage rules check that.
-            if isinstance(sealed.record, Assignment | Verdict | Merge):
-                signers = keys_of(genesis, policies, sealed.record.policy)
-                if sealed.signer not in signers:
-                    raise ParisError("record.signer", f"{sealed.record.TYPE} {sealed.id[:12]}")
+            if not may_sign(genesis, policies, sealed):
+                raise ParisError("record.signer", f"{sealed.record.TYPE} {sealed.id[:12]}")
         if sealed.id != match[1]:
             raise ParisError("release.file", f"{path} holds another statement")
         opened[sealed.id] = sealed
     return opened
+
+
+def _check_draws(policies: Sequence[Sealed[Policy]], lineage: Mapping[str, Sealed[Any]]) -> None:
+    """Every verdict's audit draw, as far as a release shows it: `audit.draw`."""
+    numbered = {each.record.number: each.record for each in policies}
+    records = {id: each.record for id, each in lineage.items()}
+    reports = {id: each for id, each in records.items() if isinstance(each, AuditReport)}
+    for verdict in records.values():
+        if isinstance(verdict, Verdict) and verdict.assignment in records:
+            assignment = records[verdict.assignment]
+            if assignment.policy not in numbered:
+                raise ParisError("release.missing", f"policy/{assignment.policy}.json")
+            check_verdict(verdict, assignment, numbered[assignment.policy], reports)
 
 
 def _check_proof(
@@ -209,11 +222,7 @@ def _check_proof(
 ) -> Checkpoint:
     """That the log holds the release and its lineage, in an order that can be true."""
     note, indices, paths = _parse_proof(raw)
-    signers = keys_of(genesis, policies, 0).union(*(p.record.coordinator_keys for p in policies))
-    try:
-        checkpoint = Checkpoint.open(note, origin(genesis.id), signers)
-    except ParisError as error:
-        raise ParisError("release.proof", f"{PROOF}: {error.sentence}") from error
+    checkpoint = _open_note(note, genesis, policies)
     needed = {release.id, *lineage}
     if not needed <= indices.keys() <= {*needed, genesis.id, *(policy.id for policy in policies)}:
         raise ParisError("release.proof", f"{PROOF} is not about the statements of this release")
@@ -221,10 +230,53 @@ def _check_proof(
         leaf = leaf_hash(bytes.fromhex(id))
         if not verify_inclusion(leaf, index, checkpoint.size, paths[id], checkpoint.root):
             raise ParisError("release.proof", f"{PROOF}: {id} is not in the log")
+    for verdict in (sealed.record for sealed in lineage.values()):
+        if isinstance(verdict, Verdict) and verdict.audit and verdict.contribution in lineage:
+            commitment = lineage[verdict.contribution].record.commitment
+            if indices.get(commitment) != verdict.audit.size - 1:
+                raise ParisError("audit.draw", f"the commitment of {verdict.contribution[:12]}")
+    _check_signers(genesis, policies, [release, *lineage.values()], indices)
     for before, after in _order(release, lineage):
         if indices.get(before, checkpoint.size) >= indices[after]:
             raise ParisError("release.proof", f"{PROOF}: {before} was not logged before {after}")
     return checkpoint
+
+
+def _open_note(
+    note: str, genesis: Sealed[Genesis], policies: Sequence[Sealed[Policy]]
+) -> Checkpoint:
+    """The checkpoint of a proof: signed by the log, and by enough of the policy's witnesses."""
+    policy = policies[-1].record
+    signers = keys_of(genesis, policies, policy.number)
+    try:
+        checkpoint = Checkpoint.open(note, origin(genesis.id), signers)
+        check_quorum(note, policy.witnesses, policy.witness_quorum)
+        # Whatever else stood below the note, nobody would have signed.
+        if note != without_cosignatures(note, policy.witnesses):
+            raise ParisError("log.checkpoint", "signatures that nobody asked for")
+    except ParisError as error:
+        code = error.code if error.code == "log.witness" else "release.proof"
+        raise ParisError(code, f"{PROOF}: {error.sentence}") from error
+    return checkpoint
+
+
+def _check_signers(
+    genesis: Sealed[Genesis],
+    policies: Sequence[Sealed[Policy]],
+    statements: Iterable[Sealed[Any]],
+    indices: Mapping[str, int],
+) -> None:
+    """That what the coordinator signed, it signed with a key that was in force by then."""
+    if len(policies) == 1:
+        return  # the one policy's keys, which the statements were checked against
+    try:
+        authority = Authority(genesis, policies, indices)
+        for sealed in statements:
+            if of_coordinator(sealed.record):
+                authority.check(sealed, indices[sealed.id])
+    except ParisError as error:
+        code = "release.key" if error.code == "record.signer" else "release.proof"
+        raise ParisError(code, f"{PROOF}: {error.sentence}") from error
 
 
 def _parse_proof(raw: bytes) -> tuple[str, dict[str, int], dict[str, list[bytes]]]:
@@ -236,9 +288,8 @@ def _parse_proof(raw: bytes) -> tuple[str, dict[str, int], dict[str, list[bytes]
         if not isinstance(value, dict) or set(value) != {"checkpoint", "indices", "proofs"}:
             raise ParisError("record.malformed", "other fields")
         note, indices, proofs = value["checkpoint"], value["indices"], value["proofs"]
-        # One signature and nothing behind it: whatever else stood there, nobody would have signed.
-        if not isinstance(note, str) or note.count("\n") != 5:
-            raise ParisError("record.malformed", "a checkpoint of five lines expected")
+        if not isinstance(note, str):
+            raise ParisError("record.malformed", "a checkpoint expected")
         if not isinstance(indices, dict) or not isinstance(proofs, dict):
             raise ParisError("record.malformed", "indices and proofs by statement")
         if indices.keys() != proofs.keys() or not all(map(_HEX.fullmatch, indices)):
@@ -266,41 +317,23 @@ def _order(
                 yield assignment, id
             case Contribution(commitment=commitment):
                 yield commitment, id
-            case Verdict(contribution=contribution):
+            case Challenge(contribution=contribution):
                 yield contribution, id
+            case Opening(challenge=challenge):
+                yield challenge, id
+            case AuditReport(contribution=contribution):
+                yield contribution, id
+            case Verdict(contribution=contribution, reports=reports):
+                yield from ((before, id) for before in (contribution, *reports))
             case Merge(inputs=inputs):
                 yield from ((each.contribution, id) for each in inputs)
+                yield id, release.id
+            case Revert(revocation=revocation, parent=Head(merge=str(parent))):
+                yield from ((before, id) for before in (revocation, parent))
                 yield id, release.id
 
 
 # ---------------------------------------------------------------- for those who write releases
-
-
-def lineage_statements(
-    heads: Sequence[Head], statements: Iterable[Sealed[Any]]
-) -> list[Sealed[Any]]:
-    """Out of all statements in log order, those that a release of `heads` has to carry, in order.
-
-    Every merge below the heads, and of each input the contribution, assignment, commitment and
-    accepting verdict.
-    """
-    pool = list(statements)
-    merges = {each.id: each.record for each in pool if isinstance(each.record, Merge)}
-    chosen: set[str] = set()
-    waiting = [head.merge for head in heads]
-    while waiting:
-        id = waiting.pop()
-        if id is not None and id in merges and id not in chosen:
-            chosen.add(id)
-            waiting.append(merges[id].parent.merge)
-    inputs = {each.contribution for id in chosen for each in merges[id].inputs}
-    chosen |= inputs
-    for each in pool:
-        if isinstance(each.record, Contribution) and each.id in inputs:
-            chosen |= {each.record.assignment, each.record.commitment}
-        elif isinstance(each.record, Verdict) and each.record.accepted:
-            chosen |= {each.id} if each.record.contribution in inputs else set()
-    return [each for each in pool if each.id in chosen]
 
 
 def provenance_files(

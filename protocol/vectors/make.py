@@ -18,6 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from make_trust import audits, cosigned, seed
+
 from paris_protocol import blobs, gate, invite, log, streams, tensors
 from paris_protocol.canonical import canonical, decimal, parse, sha256_hex
 from paris_protocol.envelope import SELF, seal, unseal
@@ -41,11 +43,6 @@ from paris_protocol.records import (
 )
 
 FOLDER = Path(__file__).parent
-
-
-def seed(name: str) -> bytes:
-    """32 bytes that stand for a name."""
-    return hashlib.sha256(f"paris/vector/{name}".encode()).digest()
 
 
 def ramp(size: int) -> bytes:
@@ -374,9 +371,9 @@ def invites() -> dict[str, Any]:
 
 
 VECTORS: dict[str, Callable[[], dict[str, Any]]] = {
-    "blobs": manifests, "canonical": canonicals, "envelopes": envelopes, "gate": headers,
-    "invites": invites, "keys": keys, "log": logs, "streams": random_streams,
-    "tensors": tensor_roots,
+    "audit": audits, "blobs": manifests, "canonical": canonicals, "envelopes": envelopes,
+    "gate": headers, "invites": invites, "keys": keys, "log": logs, "streams": random_streams,
+    "tensors": tensor_roots, "witness": cosigned,
 }  # fmt: skip
 
 

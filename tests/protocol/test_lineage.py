@@ -192,7 +192,7 @@ def test_any_order_of_merges_keeps_one_line(order: list[int]) -> None:
     merges = [world.merge(expert) for expert in (0, 1, 0, 1, 0, 0)]
     accepted, lineage = world.accepted(), Lineage(world.genesis.record)
     for pick in order:
-        before = (dict(lineage.heads), set(lineage.merged))
+        before = (dict(lineage.heads), dict(lineage.merged))
         expert = merges[pick].record.expert
         if merges[pick].record.parent == lineage.heads[expert]:
             lineage.apply(merges[pick], accepted)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from paris_protocol.canonical import canonical, parse
 from paris_protocol.errors import ParisError
-from paris_protocol.release import lineage_statements
+from paris_protocol.evidence import lineage_statements
 from protocol.world import COORDINATOR, NODES, OTHER, ROOT, World, check, key, policy_record
 
 
@@ -185,7 +185,7 @@ def test_proof_of_a_foreign_log_is_refused() -> None:
     world = World().lived()
     files = world.release()
     listed = [each for each in world.log if f"lineage/{each.id}.json" in files]
-    listed.append(world.log[-1])
+    listed += [world.log[-1], *world.policies]
     foreign = world.proof(listed, signer=NODES[0])
     assert refused(files | {"proof.json": foreign}).code == "release.proof"
     assert check(files | {"proof.json": world.proof(listed, signer=ROOT)})

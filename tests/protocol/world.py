@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+from pathlib import Path
 from typing import Any
 
 from paris_protocol.canonical import sha256_hex
 from paris_protocol.envelope import SELF, Sealed, seal
+from paris_protocol.evidence import lineage_statements
 from paris_protocol.keys import PrivateKey
 from paris_protocol.lineage import committed_steps
-from paris_protocol.log import Checkpoint, Tree, leaf_hash, origin
+from paris_protocol.log import Checkpoint, Tree, bundles, leaf_hash, origin
 from paris_protocol.records import (
     Assignment,
     BlobRef,
@@ -21,6 +24,7 @@ from paris_protocol.records import (
     Genesis,
     Geometry,
     Head,
+    Index,
     Margins,
     Merge,
     MergeInput,
@@ -41,7 +45,6 @@ from paris_protocol.records import (
 from paris_protocol.release import (
     Verified,
     is_provenance,
-    lineage_statements,
     proof_file,
     provenance_files,
     verify_release,
@@ -131,7 +134,7 @@ class World:
         self.genesis = seal(genesis_record(), ROOT, SELF)
         self.network = self.genesis.id
         first = seal(policy_record(1, None, (OTHER.id,)), ROOT, self.network)
-        second = seal(policy_record(2, first.id, (COORDINATOR.id,)), OTHER, self.network)
+        second = seal(policy_record(2, first.id, (COORDINATOR.id,)), ROOT, self.network)
         self.policies = [first, second]
         self.log: list[Sealed[Any]] = [self.genesis, first, second]
         self.heads = [Head(round=0, weights=tensor_file("initial")) for _ in range(2)]
@@ -260,7 +263,7 @@ class World:
         )  # fmt: skip
         release = self.put(record.model_copy(update=changes), signer)
         files["release.json"] = release.raw
-        files["proof.json"] = self.proof([*chosen, release])
+        files["proof.json"] = self.proof([*self.policies, *chosen, release])
         return files
 
     def proof(self, statements: list[Sealed[Any]], signer: PrivateKey = COORDINATOR) -> bytes:
@@ -269,6 +272,39 @@ class World:
         note = Checkpoint(origin(self.network), tree.size, tree.root()).sign(signer)
         indices = {each.id: ids.index(each.id) for each in statements}
         return proof_file(note, tree, tree.size, indices)
+
+
+def log_files(
+    world: World, size: int | None = None, *, signer: PrivateKey = COORDINATOR, **changes: Any
+) -> dict[str, bytes]:
+    """The files of the world's log over its first `size` statements, with a signed index."""
+    entries = world.log[:size]
+    ids = [bytes.fromhex(each.id) for each in entries]
+    tree = Tree(map(leaf_hash, ids))
+    note = Checkpoint(origin(world.network), tree.size, tree.root()).sign(signer)
+    releases = [each.id for each in entries if isinstance(each.record, Release)]
+    record = Index(
+        policy=world.policies[-1].id, heads=tuple(world.heads), log_size=tree.size,
+        release=releases[-1] if releases else None, log_root=tree.root().hex(), finished=False,
+        at=1_700_001_000,
+    ).model_copy(update=changes)  # fmt: skip
+    return {
+        "checkpoint": note.encode(),
+        "index.json": seal(record, signer, world.network).raw,
+        **dict(tree.tiles()),
+        **dict(bundles(ids)),
+        **{f"statements/{each.id}.json": each.raw for each in entries},
+    }
+
+
+def put_files(folder: Path, files: dict[str, bytes]) -> Path:
+    """The files below `folder`, which holds nothing else then."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
 
 
 def check(files: dict[str, bytes], network: str | None = None) -> Verified:

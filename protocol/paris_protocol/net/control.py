@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from paris_protocol.authority import check_next
 from paris_protocol.blobs import PIECE, Manifest, manifest_limit
 from paris_protocol.envelope import KINDS, Sealed, open_genesis, statement_id, unseal
 from paris_protocol.errors import REASONS, ParisError
@@ -160,8 +161,7 @@ class HttpControl:
             if (chain[-1].record.number, chain[-1].id) != (number, previous):
                 raise ParisError("record.signer", f"policy {number} is not the one that was named")
         for older, newer in zip(chain[1:], chain, strict=False):
-            if newer.signer not in {root, *older.record.coordinator_keys}:
-                raise ParisError("record.signer", f"policy {newer.record.number}")
+            check_next(genesis, older, newer)
         if before is not None and chain[0].record.number < before.record.number:
             raise ParisError("record.signer", "an older policy than before is shown")
         self._policy = chain[0]

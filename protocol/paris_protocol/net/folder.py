@@ -1,24 +1,29 @@
 """A release folder on disk: files digested as streams, then judged by `paris_protocol.release`.
 
+Tensor files are read behind the strict gate and mapped, never loaded.
+
 Links and special files are refused like files that nobody signed; a statement that is larger than
 its type allows is refused before it is read::
 
     verified = verify_folder(Path("release"), network=None)
     verified.release.record.number
+    file_root([Path("release/expert_0/diffusion_pytorch_model.safetensors")])
 """
 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 from paris_protocol.envelope import network_id
 from paris_protocol.errors import ParisError
+from paris_protocol.gate import check_header, header_length
 from paris_protocol.invite import Invite, parse_network
 from paris_protocol.release import (
     MAX_PROOF,
@@ -28,6 +33,7 @@ from paris_protocol.release import (
     is_provenance,
     verify_release,
 )
+from paris_protocol.tensors import Item, tensor_root
 
 CHUNK: Final = 1 << 20
 MAX_STATEMENT: Final = 16 << 20
@@ -78,6 +84,28 @@ def hash_file(path: Path) -> tuple[str, int]:
             digest.update(chunk)
             size += len(chunk)
     return digest.hexdigest(), size
+
+
+def file_root(paths: Iterable[Path]) -> str:
+    """The Merkle root (hex) over the tensors of one or more safetensors files; copies nothing.
+
+    `tensor.header` for a file that does not pass the gate, or a tensor that stands in two files.
+    """
+    return tensor_root(item for path in paths for item in _tensors(path))
+
+
+def _tensors(path: Path) -> Iterator[Item]:
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        first = file.read(8)
+        header = check_header(first + file.read(header_length(first, size)), size)
+        with (
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as whole,
+        ):
+            for name, (dtype, shape, begin, end) in header.tensors.items():
+                with whole[header.data_start + begin : header.data_start + end] as part:
+                    yield name, dtype, shape, part
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -62,7 +62,9 @@ def pack(blob_ids: Iterable[str], addresses: Iterable[str]) -> dict[str, Any]:
 
 def unpack(subkey: Any, value: Any) -> Pointer | None:
     """The pointer of a record whose signature was checked; None if it is none of ours."""
-    match = _OWNER.fullmatch(subkey.encode("utf-8")) if isinstance(subkey, str) else None
+    # A lone surrogate becomes a question mark, which is in nobody's key.
+    named = subkey.encode("utf-8", "replace") if isinstance(subkey, str) else b""
+    match = _OWNER.fullmatch(named)
     if match is None or not isinstance(value, dict) or set(value) != {"blobs", "addresses"}:
         return None
     blobs, addresses = value["blobs"], value["addresses"]
