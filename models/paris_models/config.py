@@ -186,6 +186,7 @@ class UnitConfig:
     commit_every: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int = 1
+    kernels: Literal["reference", "fast"] = "reference"
 
     def __post_init__(self) -> None:
         if len(self.key) != 16:
@@ -208,6 +209,7 @@ class UnitConfig:
             commit_every=int(assignment.commit_every),
             dtype=assignment.dtype,
             threads=int(assignment.threads),
+            kernels=assignment.kernels,
         )
 
 

@@ -51,18 +51,20 @@ def held_out_losses(
     key: bytes,
     *,
     batch: int = 256,
+    among: range | None = None,
 ) -> Tensor:
     """Each clip's mean squared error under the recipe's objective, (n,) float32 on the CPU.
 
     `model_weights` are the expert's by diffusers' names, in any float dtype; `key` has 16 bytes.
-    Noise of clip i: stream HELD, step 0, slot i. No text is dropped and no time is shifted.
+    Noise of clip i: stream HELD, step 0, slot i. No text is dropped and no time is shifted. With
+    `among` only the losses of these clips, (len(among),), each with the same noise and time.
     """
     model = expert_from(config, {name: w.float() for name, w in model_weights.items()}).eval()
     device = next(model.parameters()).device
     times = held_out_times(key, len(clips))
-    losses = torch.empty(len(clips))
-    for start in range(0, len(clips), batch):
-        rows = torch.arange(start, min(start + batch, len(clips)))
+    wanted = torch.tensor(among if among is not None else range(len(clips)), dtype=torch.int64)
+    losses = []
+    for rows in wanted.split(batch):
         x0 = clips.latents[rows].to(device)
         drawn = noise.normals_batch(key, noise.HELD, 0, rows.tolist(), x0[0].numel())
         x1 = torch.from_numpy(drawn).reshape(x0.shape).to(device)
@@ -70,9 +72,9 @@ def held_out_losses(
         seq, pooled = clips.text(rows)
         x = flow.interpolate(x0, x1, t, recipe.sigma_min)
         output = predict(model, config, x, t, seq.to(device), pooled.to(device))
-        wanted = flow.target(recipe.objective, x0, x1, recipe.sigma_min)
-        losses[rows] = (output - wanted).square().flatten(1).mean(1).cpu()
-    return losses
+        truth = flow.target(recipe.objective, x0, x1, recipe.sigma_min)
+        losses.append((output - truth).square().flatten(1).mean(1).cpu())
+    return torch.cat(losses)
 
 
 def paired(before: Tensor, after: Tensor) -> Paired:

@@ -5,44 +5,108 @@ what is left is element-wise float32 in NumPy, a multiply and then an add, never
 
     c_i = float32(weight_i · scale_i)           product in float64
     g   = c_1 · D_1;  g = g + c_i · D_i         in the listed order
-    new = master + g
+    new = master + g                            a revert: head − g
 
-Updates that do not fit the master, or hold values that are not finite, raise `ValueError`::
+Nothing is summed over elements, so threads, BLAS and instruction sets have nothing to reorder.
+Inputs are mapped, a piece of every tensor is worked on while it is in the cache, and one output
+tensor is held. Updates that do not fit the master, or hold values that are not finite, raise
+`ValueError`::
 
     head = merge(master, [a, b], weights=[0.5, 0.5], scales=[1.0, 0.8])
     merge_files(parent, [(update, 0.5, 1.0), (other, 0.5, 0.8)], out)    # one tensor at a time
+    revert_files(head, [(other, 0.5, 0.8)], out)
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
 
 from paris_models.checkpoint import Schema, file_order, write_stream
 
 Array = NDArray[np.float32]
+Input = tuple[Path, float, float]
+"""An update's file, its weight and its clip scale."""
+PIECE: Final = 1 << 18
+"""Elements that are worked on at once: with their intermediate results they fit a core's cache."""
 
 
 def merge_tensor(
-    master: Array, updates: Sequence[Array], weights: Sequence[float], scales: Sequence[float]
+    master: Array,
+    updates: Sequence[NDArray[Any]],
+    weights: Sequence[float],
+    scales: Sequence[float],
+    out: Array | None = None,
 ) -> Array:
-    """One tensor of a merge; all arrays float32 of one shape."""
-    total: Array | None = None
-    for update, weight, scale in zip(updates, weights, scales, strict=True):
-        if update.shape != master.shape:
-            raise ValueError("an update does not have the master's shape")
-        if not np.isfinite(update).all():
-            raise ValueError("an update holds values that are not finite")
-        term = np.multiply(np.float32(weight * scale), update.astype(np.float32, copy=False))
-        total = term if total is None else np.add(total, term, out=total)
-    base = master.astype(np.float32, copy=False)
-    return base.copy() if total is None else np.add(base, total, out=total)
+    """One tensor of a merge, of the master's shape.
+
+    `master` is float32, updates are float32, or bfloat16 as uint16 bit patterns; `out`
+    (C-contiguous float32) is filled and returned where it is given.
+    """
+    if any(update.shape != master.shape for update in updates):
+        raise ValueError("an update does not have the master's shape")
+    factors = [np.float32(w * s) for w, s in zip(weights, scales, strict=True)]
+    if len(factors) != len(updates):
+        raise ValueError("one argument of weight and scale for each update")
+    if out is None:
+        out = np.empty(master.shape, np.float32)
+    base, target = _flat(master), out.reshape(-1)
+    flat = [_flat(update) for update in updates]
+    term = np.empty(min(PIECE, base.size), np.float32)
+    for begin in range(0, base.size, PIECE):
+        part = slice(begin, min(begin + PIECE, base.size))
+        pieces = [update[part] for update in flat]
+        _merge_piece(base[part], pieces, factors, target[part], term[: part.stop - begin])
+    return out
+
+
+def _merge_piece(
+    base: Array,
+    updates: Sequence[NDArray[Any]],
+    factors: Sequence[np.float32],
+    out: Array,
+    term: Array,
+) -> None:
+    """The arithmetic of the module's docstring on a piece that stays in the cache.
+
+    `out` holds the sum g on the way; `term` is room for one product.
+    """
+    if not updates:
+        np.copyto(out, base)
+        return
+    for place, (update, factor) in enumerate(zip(updates, factors, strict=True)):
+        into = term if place else out
+        np.multiply(_widened(update, into), factor, out=into)
+        if place:
+            np.add(out, term, out=out)
+    np.add(base, out, out=out)
+    # A value that is not finite makes the squares' sum so; that may also overflow, hence a second
+    # look. This sum is for the check alone: none of its bits is in the result.
+    if not math.isfinite(np.dot(out, out)):
+        for update in updates:
+            if not np.isfinite(_widened(update, term)).all():
+                raise ValueError("an update holds values that are not finite")
+
+
+def _widened(update: NDArray[Any], room: Array) -> Array:
+    """A piece as float32: bfloat16 bits become exactly the same numbers, in `room`."""
+    if update.dtype != np.uint16:
+        return update
+    bits = room.view(np.uint32)
+    np.copyto(bits, update)
+    np.left_shift(bits, 16, out=bits)
+    return room
+
+
+def _flat(array: NDArray[Any]) -> NDArray[Any]:
+    kind = np.uint16 if array.dtype == np.uint16 else np.float32
+    return np.ascontiguousarray(array, dtype=kind).reshape(-1)
 
 
 def merge(
@@ -63,43 +127,84 @@ def merge(
     }
 
 
+# ---------------------------------------------------------------- files
+
+
 def merge_files(
     master: Path,
-    inputs: Sequence[tuple[Path, float, float]],
+    inputs: Sequence[Input],
     out: Path,
     metadata: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Merge safetensors files (path, weight, scale) into `out`, atomically, tensor by tensor.
 
-    The result is float32 with the master's names and deterministic bytes. Memory: a few times the
-    largest tensor. `progress(done, tensors)` is called after each tensor.
+    The result is float32 with the master's names and deterministic bytes. Memory beyond the mapped
+    inputs: the largest tensor once. `progress(done, tensors)` is called after each tensor. The
+    caller has checked the headers before (`paris_protocol.gate`).
     """
-    weights = [weight for _, weight, _ in inputs]
-    scales = [scale for _, _, scale in inputs]
-    with ExitStack() as stack:
-        files = [
-            stack.enter_context(safe_open(path, framework="pt"))
-            for path in (master, *(path for path, _, _ in inputs))
-        ]
-        names = set(files[0].keys())
-        if any(set(file.keys()) != names for file in files[1:]):
-            raise ValueError("an update does not have the master's tensors")
-        schema: Schema = {
-            name: ("F32", tuple(files[0].get_slice(name).get_shape())) for name in names
-        }
+    files = [_mapped(path) for path in (master, *(path for path, _, _ in inputs))]
+    weights, scales = [weight for _, weight, _ in inputs], [scale for _, _, scale in inputs]
+    base, *updates = files
+    if any(update.keys() != base.keys() for update in updates):
+        raise ValueError("an update does not have the master's tensors")
+    if any(array.dtype != np.float32 for array in base.values()):
+        raise ValueError("the master is not float32")
+    schema: Schema = {name: ("F32", array.shape) for name, array in base.items()}
+    room = np.empty(max((array.size for array in base.values()), default=0), np.float32)
 
-        def tensors() -> Iterator[memoryview]:
-            for done, name in enumerate(file_order(schema), 1):
-                base, *updates = [_read(file, name) for file in files]
-                merged = merge_tensor(base, updates, weights, scales)
-                yield np.ascontiguousarray(merged).reshape(-1).view(np.uint8).data
-                if progress:
-                    progress(done, len(schema))
+    def tensors() -> Iterator[memoryview]:
+        for done, name in enumerate(file_order(schema), 1):
+            array = base[name]
+            merged = room[: array.size].reshape(array.shape)
+            merge_tensor(array, [update[name] for update in updates], weights, scales, merged)
+            yield merged.reshape(-1).view(np.uint8).data
+            if progress:
+                progress(done, len(schema))
 
-        write_stream(out, schema, tensors(), metadata)
+    write_stream(out, schema, tensors(), metadata)
 
 
-def _read(file: Any, name: str) -> Array:
-    array: Array = file.get_tensor(name).float().numpy()  # from bfloat16 exactly
-    return array
+def revert_files(
+    head: Path,
+    removed: Sequence[Input],
+    out: Path,
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Takes merged inputs out of a head: head − Σ weight · scale · update, in listed order.
+
+    Changing a sign rounds nothing, so this is a merge with the weights negated, to the bit.
+    """
+    negated = [(path, -weight, scale) for path, weight, scale in removed]
+    merge_files(head, negated, out, metadata, progress)
+
+
+class _Entry(NamedTuple):
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+_KINDS: Final[dict[str, np.dtype[Any]]] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2")}
+
+
+def _mapped(path: Path) -> dict[str, NDArray[Any]]:
+    """The tensors of a file without reading them: float32, or bfloat16 as uint16."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        table = json.loads(file.read(length))
+    entries = {name: _entry(spec) for name, spec in table.items() if name != "__metadata__"}
+    data: NDArray[Any] = np.memmap(path, np.uint8, "r")[8 + length :]
+    return {
+        name: data[entry.begin : entry.end].view(entry.dtype).reshape(entry.shape)
+        for name, entry in entries.items()
+    }
+
+
+def _entry(spec: Mapping[str, Any]) -> _Entry:
+    if spec["dtype"] not in _KINDS:
+        raise ValueError(f"tensors of {spec['dtype']} are not merged")
+    begin, end = spec["data_offsets"]
+    return _Entry(_KINDS[spec["dtype"]], tuple(spec["shape"]), begin, end)

@@ -51,11 +51,12 @@ def collisions(captions: Iterable[str]) -> list[tuple[str, ...]]:
     """Groups of different words that share a vector; empty for the demo's captions."""
     rows: dict[int, set[str]] = {}
     for word in {word for caption in captions for word in words_of(caption)}:
-        rows.setdefault(_row(word), set()).add(word)
+        rows.setdefault(row_of(word), set()).add(word)
     return sorted(tuple(sorted(group)) for group in rows.values() if len(group) > 1)
 
 
-def _row(word: str) -> int:
+def row_of(word: str) -> int:
+    """The row of the table that a word gets."""
     return zlib.crc32(word.encode()) % MODULUS + END + 1
 
 
@@ -84,7 +85,7 @@ class HashedWords:
         sequence = torch.zeros(len(captions), self.length, self.dim)
         pooled = torch.zeros(len(captions), self.dim)
         for i, caption in enumerate(captions):
-            rows = [_row(word) for word in words_of(caption)]
+            rows = [row_of(word) for word in words_of(caption)]
             if len(rows) >= self.length:
                 raise ValueError(f"{len(rows)} words, at most {self.length - 1} fit")
             sequence[i, : len(rows) + 1] = self.table[[*rows, END]]

@@ -14,6 +14,7 @@ refused with `ValueError`; a loss that is not finite raises `ArithmeticError`, c
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,12 +121,13 @@ def text_dropout(key: bytes, recipe: RecipeConfig, step: int, batch: int) -> tup
 def train_step(state: TrainState, clips: ClipTable, unit: UnitConfig) -> float:
     """Take one step and return its loss (mean squared error, float32).
 
-    Sets torch's number of threads to the unit's: the order of sums depends on it.
+    Sets torch's number of threads and its kernels to the unit's: the order of sums depends on them.
     """
     if state.step >= unit.steps:
         raise ValueError(f"the unit has {unit.steps} steps and all are done")
     if torch.get_num_threads() != unit.threads:
         torch.set_num_threads(unit.threads)
+    deterministic(unit.kernels)
     batch = make_batch(clips, unit, state.recipe, state.step)
     loss = batch_loss(state, batch, unit.dtype)
     value = float(loss.detach())
@@ -135,6 +137,20 @@ def train_step(state: TrainState, clips: ClipTable, unit: UnitConfig) -> float:
     state.optimiser.step(rate_multiplier(unit, state.step))
     state.step += 1
     return value
+
+
+def deterministic(kernels: str) -> None:
+    """Let torch take deterministic algorithms only ("reference"), or the quickest ("fast").
+
+    An operation that has none then raises `RuntimeError` instead of giving bits that no replay can
+    repeat. Memory is not filled on allocation: nothing here reads what it has not written.
+    """
+    wanted = kernels == "reference"
+    if torch.are_deterministic_algorithms_enabled() != wanted:
+        # cuBLAS reads this when it starts; without a fixed workspace its sums are not repeatable.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(wanted)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def batch_loss(state: TrainState, batch: Batch, dtype: str = "float32") -> Tensor:

@@ -25,6 +25,8 @@ DTYPES: Final[Mapping[str, torch.dtype]] = {
     "dense-bf16": torch.bfloat16,
 }
 
+POWER_STEPS: Final = 30
+
 
 @dataclass(frozen=True, slots=True)
 class UpdateStats:
@@ -78,6 +80,39 @@ def statistics(update: Mapping[str, Tensor], parent: Mapping[str, Tensor]) -> Up
     relative = norm / math.sqrt(base) if base > 0 else math.inf
     blocks = {block: math.sqrt(square) for block, square in squares.items()}
     return UpdateStats(norm, relative, blocks, largest, finite)
+
+
+def spectrum(update: Mapping[str, Tensor]) -> tuple[float, float]:
+    """How concentrated the matrices inside the blocks are: (spectral, rank), both in (0, 1].
+
+    `spectral` is the largest singular value over the Frobenius norm (power iteration), `rank` the
+    effective rank (Σσ²)² / Σσ⁴ over the number of singular values; means weighted by squared norms.
+    Training with Muon makes small and large values; a low-rank fake makes 1 and nearly 0. Both are
+    0 where no such matrix moved.
+    """
+    total = spectral = rank = 0.0
+    for name in sorted(update):
+        if update[name].ndim != 2 or "transformer_blocks." not in name:
+            continue
+        matrix = update[name].float()
+        wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
+        gram = wide @ wide.mT  # σ² are its eigenvalues
+        square = float(gram.trace().double())
+        if square <= 0:
+            continue
+        fourth = float(gram.double().square().sum())
+        total += square
+        rank += square * (square**2 / fourth) / len(gram)
+        spectral += square * math.sqrt(_largest_eigenvalue(gram) / square)
+    return (spectral / total, rank / total) if total else (0.0, 0.0)
+
+
+def _largest_eigenvalue(gram: Tensor, steps: int = POWER_STEPS) -> float:
+    """Of a positive matrix, by power iteration from its own row sums of squares."""
+    vector = gram.square().sum(1)
+    for _ in range(steps):
+        vector = gram @ (vector / vector.norm())
+    return float(vector.norm())
 
 
 def cosine(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
