@@ -17,6 +17,7 @@ import logging
 import signal
 import ssl
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from paris_coordinator.events import Ordered
 from paris_coordinator.genesis import multiaddress
 from paris_coordinator.office import Office
 from paris_coordinator.orders import take_orders
+from paris_coordinator.pruning import expendable, prune
 from paris_coordinator.shift import Shift
 from paris_coordinator.web.api import MAX_BODY, add_api
 from paris_coordinator.web.pages import add_pages
@@ -39,6 +41,8 @@ from paris_protocol.net.process import NetworkProcess
 LOG = logging.getLogger("paris")
 TICK = 1.0
 """Seconds between looks at the clock when nothing happens."""
+TIDY = 3600
+"""Seconds between two looks for what need not be kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,9 @@ class Coordinator:
         self.worker = Worker(threads=options.threads, log=state.logs / "worker.log")
         self.shift = Shift(self.office, self.worker, self.note)
         self.swarm: NetworkProcess | None = None
-        self.stopping = asyncio.Event()
+        self.ready, self.stopping = asyncio.Event(), asyncio.Event()
         self._announced: set[str] = set()
+        self._tidied = 0
 
     def note(self, what: str, facts: dict[str, Any]) -> None:
         """One line for people, one JSON line for programs."""
@@ -78,7 +83,15 @@ class Coordinator:
 
     async def start_web(self, stack: AsyncExitStack) -> int:
         """Serves interface and pages; the port in use."""
-        app = web.Application(client_max_size=MAX_BODY)
+
+        @web.middleware
+        async def when_ready(
+            request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+        ) -> web.StreamResponse:
+            await self.ready.wait()
+            return await handler(request)
+
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[when_ready])
         add_api(app, self.office)
         add_pages(app, self.office)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=3.0)
@@ -130,7 +143,17 @@ class Coordinator:
             if self.options.until_released and self._released():
                 self.stopping.set()
                 return
+            await self._tidy()
             await self._pause()
+
+    async def _tidy(self) -> None:
+        """Every hour: lets go of updates that the policy no longer keeps."""
+        now = self.office.now()
+        if now - self._tidied >= TIDY:
+            self._tidied = now
+            old = expendable(self.office.desk, now)
+            if removed := await asyncio.to_thread(prune, self.office.store, old):
+                self.note("pruned", {"blobs": removed})
 
     async def _pause(self) -> None:
         """Until something was written into the ledger, or a tick has passed."""
@@ -151,12 +174,12 @@ class Coordinator:
         except OSError as error:
             LOG.warning("orders: %s", error)
             return
-        for order, subject in orders:
+        for order in orders:
             try:
-                await self.office.tell(Ordered(order, subject))
-                self.note("order", {"order": order, "subject": subject})
+                await self.office.tell(Ordered(*order))
+                self.note("order", order._asdict())
             except ParisError as error:
-                self.note("order", {"order": order, "subject": subject, "error": error.code})
+                self.note("order", {**order._asdict(), "error": error.code})
 
     async def keep_log(self) -> None:
         """Keeps the log up with the ledger, and the peers informed of what is here."""
@@ -190,9 +213,10 @@ async def serve(state: State, options: Options) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, coordinator.stopping.set)
+        port = await coordinator.start_web(stack)  # a port in use changes nothing on the disk
         await coordinator.office.project()
         await coordinator.office.resume_uploads()
-        port = await coordinator.start_web(stack)
+        coordinator.ready.set()
         stack.push_async_callback(coordinator.worker.close)
         await coordinator.start_swarm(stack)
         coordinator.note("started", {"port": port, "network": coordinator.office.network})

@@ -5,24 +5,18 @@ answer depends on the state and on `now` alone. It refuses unknown contributions
 
     board.open_work(node, now)        # the node's open assignment or None
     board.choose(node, cached, now)   # the free unit that is needed most, or None
-    list(board.due(now))              # what waits to be done, most urgent first
+    board.unvested(node)              # what a revocation would take back
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from paris_coordinator.events import (
-    Effect,
-    RunMerge,
-    RunRelease,
-    RunRouter,
-    RunSamples,
-    Sampled,
-    Verify,
-)
+from paris_coordinator.auditing import Audit
+from paris_coordinator.events import Sampled, Scanned
+from paris_coordinator.judging import BLOCK
+from paris_coordinator.secrets import Shelf
 from paris_protocol.canonical import real
 from paris_protocol.errors import ParisError
 from paris_protocol.records import (
@@ -34,18 +28,34 @@ from paris_protocol.records import (
     Merge,
     Policy,
     Release,
+    Revert,
+    Revocation,
     Shard,
     Verdict,
 )
 
 State = Literal[
-    "open", "uploading", "queued", "accepted", "refused", "merged", "unpublished", "closed"
+    "open",
+    "uploading",
+    "queued",
+    "auditing",
+    "accepted",
+    "refused",
+    "merged",
+    "unpublished",
+    "revoked",
+    "reported",
+    "closed",
 ]
+"""`revoked`: accepted, then taken back with its node's key; `reported`: an audit that was done."""
 
 
 @dataclass(slots=True)
 class Work:
-    """One assignment and everything that became of it."""
+    """One assignment and everything that became of it.
+
+    `number` is its draw's, by order of arrival; `standing` its node's when the commitment came.
+    """
 
     id: str
     record: Assignment
@@ -58,6 +68,9 @@ class Work:
     verdict: str | None = None
     judged: Verdict | None = None
     merge: str | None = None
+    number: int | None = None
+    standing: int = 0
+    revocation: str | None = None
 
     @property
     def done(self) -> Contribution:
@@ -97,7 +110,12 @@ class Expert:
 
 @dataclass(slots=True)
 class Node:
-    """A registered key: its last fact, refusals since the last pardon, accepted and merged work."""
+    """A registered key: its last fact, refusals since the last pardon, accepted work, standing.
+
+    `standing`: replay-verified contributions in a row. `condemned` is the reason for a revocation
+    that is due, `revoked` the revocation. `before` and `after` are keys of the same volunteer: the
+    one that gave way to this key, and the one to which this key gave way.
+    """
 
     since: int
     last: int
@@ -105,25 +123,46 @@ class Node:
     refusals: int = 0
     accepted: int = 0
     quarantined: bool = False
+    standing: int = 0
+    condemned: str = ""
+    revoked: str | None = None
+    before: str | None = None
+    after: str | None = None
     works: list[str] = field(default_factory=list)
 
 
 class Board:
-    """The state of a network at its coordinator; `desk.Desk` adds the rules that change it."""
+    """The state of a network at its coordinator; `desk.Desk` adds the rules that change it.
+
+    `trials` and `dismissed` are contributions whose audit is under way, and such as came too late
+    and wait for the verdict that says so; `leases` and `draws` count the assignments and the draws
+    of each hash chain.
+    """
 
     def __init__(self, network: str, genesis: Genesis, policy: Policy, policy_id: str = "") -> None:
         self.network, self.genesis = network, genesis
         self.policy, self.policy_id = policy, policy_id
+        self.policies: dict[int, Policy] = {policy.number: policy}
         self.works: dict[str, Work] = {}
         self.contributions: dict[str, str] = {}
         self.commitments: dict[str, str] = {}
         self.queue: list[str] = []
+        self.audits: dict[str, Audit] = {}
+        self.trials: list[str] = []
+        self.dismissed: list[str] = []
+        self.leases: dict[str, int] = {}
+        self.draws: dict[str, int] = {}
+        self.shelf = Shelf()
         self.nodes: dict[str, Node] = {}
         self.merges: dict[str, Merge] = {}
+        self.revocations: dict[str, Revocation] = {}
+        self.reverts: dict[str, Revert] = {}
         self.releases: dict[str, Release] = {}
         self.router: str | None = None
         self.sampled: Sampled | None = None
         self.sampled_at = 0
+        self.scanned: Scanned | None = None
+        self.suspicious = False
         self.ordered = False
         self.experts = [
             Expert(cluster.index, Head(round=0, weights=genesis.initial), [])
@@ -157,16 +196,82 @@ class Board:
 
     def releasing(self) -> bool:
         """Whether a release of the current heads is wanted and not yet made."""
-        if not (self.complete or self.ordered):
+        if not (self.complete or self.ordered) or self.reverting():
             return False
         last = next(reversed(self.releases.values()), None)
         return last is None or tuple(e.root for e in last.experts) != self.roots or self.ordered
 
+    def current(self, work: Work) -> bool:
+        """Whether its unit still waits for a result: same head, same attempt, nothing accepted."""
+        expert = self.experts[work.record.expert]
+        same = expert.head == work.record.parent and expert.attempt == work.attempt
+        return same and expert.units[work.record.unit].accepted is None
+
+    def audit_task(self, node: str, now: int) -> Audit | None:
+        """The oldest audit that this node was drawn for and has not been given yet."""
+        for contribution in self.trials:
+            audit = self.audits[contribution]
+            drawn = node in (audit.called or ()) and node not in audit.tasks
+            if drawn and audit.own is None and now <= audit.called_at + self.policy.soft_deadline:
+                return audit
+        return None
+
+    def challenges(self, node: str) -> list[str]:
+        """Challenges of this node that are not answered completely."""
+        return [
+            self.audits[contribution].challenges[-1]
+            for contribution in self.trials
+            if self.audits[contribution].challenges
+            and not self.audits[contribution].opened
+            and self.work_of(contribution).record.node == node
+        ]
+
+    def of_standing(self) -> list[str]:
+        """Nodes with as many replay-verified contributions in a row as the policy asks for."""
+        rules = self.policy.audit
+        return [
+            id
+            for id, node in self.nodes.items()
+            if rules is not None
+            and node.standing >= rules.probation
+            and node.revoked is None
+            and not (node.quarantined or node.condemned)
+        ]
+
+    def vested(self, contribution: str) -> bool | None:
+        """Whether its expert has made enough merges since its own; None if it is in no head."""
+        work = self.work_of(contribution)
+        if work.state != "merged" or work.merge is None:
+            return None
+        rules = self.policies[work.record.policy].audit
+        since = self.experts[work.record.expert].round - self.merges[work.merge].round - 1
+        return rules is None or since >= rules.vesting
+
+    def unvested(self, node: str) -> tuple[str, ...]:
+        """The node's merged contributions that a revocation takes out of their heads."""
+        done = [self.works[id].contribution for id in self._works_of(node)]
+        return tuple(id for id in done if id is not None and self.vested(id) is False)
+
+    def _works_of(self, node: str) -> list[str]:
+        return self.nodes[node].works if node in self.nodes else []
+
+    def reverting(self) -> dict[tuple[int, str], tuple[str, ...]]:
+        """What revocations still have to take out: contributions by expert and revocation."""
+        found: dict[tuple[int, str], tuple[str, ...]] = {}
+        for id, revocation in self.revocations.items():
+            for contribution in revocation.contributions:
+                work = self.work_of(contribution)
+                if work.state == "merged":
+                    key = (work.record.expert, id)
+                    found[key] = (*found.get(key, ()), contribution)
+        return found
+
     def choose(self, node: str, cached: frozenset[str], now: int) -> tuple[Expert, int] | None:
         """The most needed free unit: own refusals last, lowest round, cached shards, least busy."""
         best: tuple[Any, Expert, int] | None = None
+        leaving = {expert for expert, _ in self.reverting()}
         for expert in self.experts:
-            if expert.round >= self.policy.plan.rounds:
+            if expert.round >= self.policy.plan.rounds or expert.index in leaving:
                 continue
             busy = sum(not self.free(unit, now) for unit in expert.units)
             for number, unit in enumerate(expert.units):
@@ -184,7 +289,7 @@ class Board:
             return False
         for id in unit.works:
             work = self.works[id]
-            if work.state == "queued":
+            if work.state in ("queued", "auditing"):
                 return False
             if work.state in ("open", "uploading") and now <= work.record.soft_deadline:
                 return False
@@ -196,39 +301,10 @@ class Board:
             return True
         return not any(
             other not in unit.refused
-            and not entry.quarantined
+            and not (entry.quarantined or entry.revoked)
             and now - entry.last <= self.policy.soft_deadline
             for other, entry in self.nodes.items()
         )
-
-    def due(self, now: int, samples_every: int) -> Iterator[Effect]:
-        """Everything that waits to be done, most urgent first; a function of the state alone."""
-        for expert in self.experts:
-            if inputs := self._closable(expert, now):
-                yield RunMerge(expert.index, inputs)
-        yield from (Verify(contribution) for contribution in self.queue)
-        if self.releasing():
-            if self.router is None:
-                yield RunRouter()
-            elif self.sampled is None or self.sampled.roots != self.roots:
-                yield RunSamples(self.roots)
-            else:
-                yield RunRelease()
-        elif samples_every and now - self.sampled_at >= samples_every:
-            fresh = self.sampled is None or self.sampled.roots != self.roots
-            if fresh and any(expert.round for expert in self.experts):
-                yield RunSamples(self.roots)
-
-    def _closable(self, expert: Expert, now: int) -> tuple[str, ...]:
-        """The contributions to merge when the round is over, by unit; else nothing."""
-        accepted = tuple(unit.accepted for unit in expert.units if unit.accepted is not None)
-        if not accepted or len(accepted) == len(expert.units):
-            return accepted
-        waiting = any(
-            self.works[id].state == "queued" for unit in expert.units for id in unit.works
-        )
-        late = expert.opened is not None and now - expert.opened >= self.policy.plan.close_after
-        return accepted if late and not waiting else ()
 
     # ------------------------------------------------------------ measurements for the verifier
 
@@ -242,6 +318,30 @@ class Board:
             for name, value in layer.numbers
             if name == "relative"
         ]
+
+    def block_norms(self, expert: int) -> dict[str, list[str]]:
+        """L2's numbers per block of the expert's accepted work, in order, by the block's name."""
+        found: dict[str, list[str]] = {}
+        for work in self.works.values():
+            if work.judged is not None and work.judged.accepted and work.record.expert == expert:
+                for layer in work.judged.layers:
+                    for name, value in layer.numbers:
+                        if name.startswith(BLOCK):
+                            found.setdefault(name.removeprefix(BLOCK), []).append(value)
+        return found
+
+    def head_of(self, step: str) -> Head:
+        """The head that a published merge or a revert made."""
+        if step in self.reverts:
+            revert = self.reverts[step]
+            return Head(round=revert.parent.round, weights=revert.result, merge=step)
+        merge = self.merges[step]
+        return Head(round=merge.round + 1, weights=merge.result, merge=step)
+
+    def head_before(self, head: Head) -> Head | None:
+        """The head that this one was made from; None for the initial checkpoint."""
+        made = self.merges.get(head.merge or "") or self.reverts.get(head.merge or "")
+        return None if made is None else made.parent
 
     def rivals(self, work: Work) -> list[Work]:
         """Others' handed-in work on the same parent that was committed earlier, oldest first."""

@@ -9,9 +9,10 @@ stand-in (a small declared codec, a word table) is named as such wherever a numb
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from paris_protocol.records import Genesis, Head, Merge
+from paris_protocol.records import Genesis, Head, Merge, Revert
 
 STAND_INS = {
     "patch-pca": "the codec is a small causal patch-PCA, a stand-in for a video VAE",
@@ -27,9 +28,10 @@ class CardFacts:
     genesis: Genesis
     number: int
     heads: Sequence[Head]
-    merges: Mapping[str, Merge]
+    steps: Mapping[str, Merge | Revert]
     nodes: int
     router: Mapping[str, object]
+    scan: Mapping[str, Any] = field(default_factory=dict)
 
 
 def stand_ins(genesis: Genesis) -> list[str]:
@@ -62,6 +64,7 @@ def model_card(facts: CardFacts) -> str:
             f"- clips: {clip.frames} frames of {clip.width}×{clip.height}"
             f" pixels at {clip.fps} per second",
             f"- nodes whose work was merged: {facts.nodes}",
+            *_taken_back(facts.steps),
             *[f"- stand-in: {_line(text)}" for text in stand_ins(genesis)],
             "",
             "## Experts",
@@ -71,6 +74,7 @@ def model_card(facts: CardFacts) -> str:
             "Losses are of the training objective on held-out clips that the coordinator keeps,",
             "each pair on the same clips, noise and times; only the two losses of one row compare.",
             *_router(facts.router),
+            *_scan(facts.scan),
             "",
             "## Use",
             "",
@@ -93,9 +97,9 @@ def _experts(facts: CardFacts) -> list[str]:
         "|" + "---|" * 7,
     ]
     for index, (cluster, head) in enumerate(zip(facts.genesis.clusters, facts.heads, strict=True)):
-        last = facts.merges.get(head.merge or "")
+        last = facts.steps.get(head.merge or "")
         found = dict(last.numbers) if last else {}
-        units = _units(head, facts.merges)
+        units = _units(head, facts.steps)
         before, after = (_short(found.get(name, "–")) for name in ("before", "after"))
         rows.append(
             f"| {index} | {cluster.clips} | {head.round} | {units} | {before} |"
@@ -104,12 +108,19 @@ def _experts(facts: CardFacts) -> list[str]:
     return rows
 
 
-def _units(head: Head, merges: Mapping[str, Merge]) -> int:
+def _units(head: Head, steps: Mapping[str, Merge | Revert]) -> int:
+    """Contributions that are in a head: merged and not taken out again."""
     count, name = 0, head.merge
-    while name is not None and name in merges:
-        count += len(merges[name].inputs)
-        name = merges[name].parent.merge
+    while name is not None and name in steps:
+        step = steps[name]
+        count += len(step.inputs) if isinstance(step, Merge) else -len(step.removed)
+        name = step.parent.merge
     return count
+
+
+def _taken_back(steps: Mapping[str, Merge | Revert]) -> list[str]:
+    removed = sum(len(step.removed) for step in steps.values() if isinstance(step, Revert))
+    return [f"- contributions taken out again, their keys were revoked: {removed}"] * (removed > 0)
 
 
 def _router(report: Mapping[str, object]) -> list[str]:
@@ -117,6 +128,26 @@ def _router(report: Mapping[str, object]) -> list[str]:
     if not plain:
         return []
     return ["", "## Router", "", *[f"- {_line(str(k))}: {_short(v)}" for k, v in plain.items()]]
+
+
+def _scan(report: Mapping[str, Any]) -> list[str]:
+    """What the backdoor scan of these experts found; nothing where there was none."""
+    if not report.get("words"):
+        return []
+    lines = [
+        "",
+        "## Backdoor scan",
+        "",
+        f"Each of {report['words']} words was put behind the same prompts. A word is flagged when",
+        "it moves an expert's answers much farther than other words do, the same way each time.",
+        "A scan finds single words, and not each of them.",
+        "",
+    ]
+    for row in report.get("flagged", ()):
+        lines.append(f"- **flagged**: expert {row['expert']}, {_line(row['word'])}, z {row['z']}")
+    worst = max((rows[0]["z"] for one in report.get("experts", ())
+                 for rows in (one["used"], one["unused"]) if rows), default=None)  # fmt: skip
+    return [*lines, *([f"- largest robust z of all: {worst}"] if worst is not None else [])]
 
 
 def licences(genesis: Genesis) -> str:

@@ -1,4 +1,4 @@
-"""`paris-coordinator`: prepare, init, serve, status, inspect, log, merge, release, lift.
+"""`paris-coordinator`: prepare, init, serve, status, merge, release, lift; trust: `cli_trust`.
 
 Bodies import what they need when they are called, so that `--help` is quick. Refusals end in one
 sentence, what to do about it, and the exit code of the catalogue::
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from paris_coordinator import cli_trust
-from paris_coordinator.cli_common import STATE, JsonOption, StateOption, show
+from paris_coordinator.cli_common import STATE, JsonOption, StateOption, leave_order, show
 
 if TYPE_CHECKING:
     from paris_protocol.errors import ParisError
@@ -79,6 +79,13 @@ def init(
     samples_every: Annotated[
         int, typer.Option(help="Seconds between sample clips while training runs; 0 for none.")
     ] = 900,
+    root_key: Annotated[
+        Path | None,
+        typer.Option(
+            help="The root key's file, made if there is none: it signs genesis and policies, and "
+            "can be taken away. Without it the coordinator's key is the root key."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Found a network on a prepared folder: sign genesis and policy, print the invite."""
@@ -103,6 +110,7 @@ def init(
         overrides=overrides,
         prompts=tuple(line.strip() for line in lines if line.strip()),
         samples_every=samples_every,
+        root_key=root_key,
     )
     now = int(time.time())  # noqa: TID251 - the command line owns a clock
     invite = run(prepared, state, setup, now)
@@ -148,40 +156,25 @@ def status(state: StateOption = STATE, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def inspect(
-    contribution: Annotated[str, typer.Argument(help="Its id, or the beginning of it.")],
-    state: StateOption = STATE,
-    as_json: JsonOption = False,
-) -> None:
-    """Show a contribution: its unit, its layers with their numbers, its merge."""
-    from paris_coordinator.reading import contribution as read
-    from paris_coordinator.reading import contribution_text
-
-    facts = read(state, contribution)
-    show(facts, as_json, contribution_text(facts))
-
-
-@app.command()
-def log(state: StateOption = STATE, as_json: JsonOption = False) -> None:
-    """List the statements of the transparency log in order."""
-    from paris_coordinator.reading import log as read
-
-    entries = read(state)
-    text = "\n".join(f"{e['index']:6d}  {e['type']:13s} {e['id']}" for e in entries)
-    show(entries, as_json, text)
-
-
-@app.command()
 def merge(
     recompute: Annotated[str, typer.Option(help="The merge's id, or the beginning of it.")],
     state: StateOption = STATE,
+    blobs: Annotated[
+        list[str] | None, typer.Option(help="Folder or address of inputs; may be repeated.")
+    ] = None,
+    log: Annotated[
+        str | None, typer.Option(help="Folder or address of a log, instead of a state folder.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Repeat a merge from its published inputs and compare the roots."""
-    from paris_coordinator.reading import recompute as run
+    """Repeat a merge or revert from its published inputs and compare the roots."""
+    from paris_coordinator import reading
     from paris_protocol.errors import ParisError
 
-    facts = run(state, recompute)
+    if log is None:
+        facts = reading.recompute(state, recompute, blobs or ())
+    else:
+        facts = reading.recompute_logged(log, recompute, blobs or ())
     show(
         facts,
         as_json,
@@ -194,7 +187,7 @@ def merge(
 @app.command()
 def release(state: StateOption = STATE) -> None:
     """Order a release of the current heads; needs the operator's key in the state folder."""
-    _order(state, "release", "")
+    leave_order(state, "release")
 
 
 @app.command()
@@ -206,20 +199,7 @@ def lift(
     from paris_protocol.keys import public_key
 
     public_key(node)
-    _order(state, "lift", node)
-
-
-def _order(folder: Path, order: Any, subject: str) -> None:
-    import time
-
-    from paris_coordinator.config import State
-    from paris_coordinator.orders import give_order
-
-    state = State(folder)
-    state.settings()  # says so when there is no network here
-    now = int(time.time())  # noqa: TID251 - the command line owns a clock
-    give_order(state, state.key(), order, subject, now)
-    print("The order is left for the coordinator; it takes it within a second of running.")
+    leave_order(state, "lift", node)
 
 
 cli_trust.add(app)

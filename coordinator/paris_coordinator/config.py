@@ -8,7 +8,8 @@ Refused: a folder without a network (`state.missing`) and one of a newer version
         settings = state.settings()
 
 Layout: key.json, genesis.json, settings.json, ledger.sqlite, policy/<n>.json, store/, private/,
-heads/, router/, samples/, releases/<n>/, log/, logs/, orders/, lock.
+heads/, router/, samples/, releases/<n>/, log/, logs/, orders/, lock; while the key is rotated
+key.next.json, and from then on seed.json.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from paris_protocol.envelope import Sealed, open_genesis
 from paris_protocol.errors import ParisError
-from paris_protocol.keys import PrivateKey, load_key
+from paris_protocol.keys import PrivateKey, load_key, save_key
 from paris_protocol.net.store import write_atomic
 from paris_protocol.records import Genesis
 
@@ -53,6 +54,8 @@ class State:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.key_file = folder / "key.json"
+        self.next_key_file = folder / "key.next.json"
+        self.seed_file = folder / "seed.json"
         self.genesis_file = folder / "genesis.json"
         self.settings_file = folder / "settings.json"
         self.ledger_file = folder / "ledger.sqlite"
@@ -101,6 +104,19 @@ class State:
     def key(self) -> PrivateKey:
         """The operator's key, or ParisError("key.file")."""
         return load_key(self.key_file)
+
+    def seed(self) -> bytes:
+        """What the operator's secrets are derived from: the first key's seed, whatever came after.
+
+        Held-out clips, canaries and audit chains would change with it.
+        """
+        first = self.seed_file if self.seed_file.exists() else self.key_file
+        return load_key(first).seed
+
+    def keep_seed(self, first: PrivateKey) -> None:
+        """Keeps the first key's seed for `seed`, before another key takes its place."""
+        if not self.seed_file.exists():
+            save_key(self.seed_file, first)
 
     def genesis(self) -> Sealed[Genesis]:
         """The signed genesis, checked against the settings' network id."""

@@ -9,18 +9,25 @@ ledger, and a replay rebuilds it exactly. It owns no key and no clock: the offic
     [Grant(draft)] = desk.handle(LeaseAsked(node, request), now)   # draft: an unsigned Assignment
     desk.handle(Filed(sealed.id, sealed.signer, draft), now)       # now it counts
 
-Promises: a node holds one open assignment; units of a round have disjoint shards; a unit is
-accepted once; a contribution merges once; whatever was accepted is in its round's merge.
+Promises: a node holds one open assignment, audits among them; units of a round have disjoint
+shards; a unit is accepted once; a contribution merges once; whatever was accepted is in its round's
+merge or was left out there by name, unless its node's key was revoked before; every contribution
+that arrived whole under a policy with audits has a draw number, without gaps, and gets a verdict.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 from paris_coordinator import rounds
-from paris_coordinator.board import Board, Expert, Node, Unit, Work
+from paris_coordinator.agenda import due
+from paris_coordinator.auditdesk import AuditDesk
+from paris_coordinator.board import Expert, Node, Unit, Work
 from paris_coordinator.events import (
     Again,
+    Answered,
+    Called,
     Effect,
     Event,
     Fact,
@@ -28,8 +35,12 @@ from paris_coordinator.events import (
     Finished,
     Grant,
     LeaseAsked,
+    Measured,
+    Opened,
     Ordered,
     Sampled,
+    Scanned,
+    Scored,
     Tick,
     Trained,
     Uploaded,
@@ -37,15 +48,23 @@ from paris_coordinator.events import (
 from paris_protocol.errors import ParisError
 from paris_protocol.records import (
     Assignment,
+    AuditReport,
+    Challenge,
     Commitment,
     Contribution,
     Genesis,
     Head,
+    KeyRotation,
     LeaseRequest,
     Merge,
+    Opening,
     Policy,
     Registration,
     Release,
+    Revert,
+    Revocation,
+    SecretSet,
+    SecretSetOpened,
     Verdict,
 )
 
@@ -53,7 +72,7 @@ ASK_AGAIN = 3.0
 """Seconds after which a node without work shall ask again."""
 
 
-class Desk(Board):
+class Desk(AuditDesk):
     """The board, and `handle`."""
 
     def __init__(self, network: str, genesis: Genesis, policy: Policy, policy_id: str = "") -> None:
@@ -72,17 +91,29 @@ class Desk(Board):
             case LeaseAsked(node, request):
                 return [self._lease(node, request, now)]
             case Tick(every):
-                return list(self.due(now, every))
+                return list(due(self, now, every))
             case Filed():
                 self._file(event, now)
             case Uploaded(contribution):
                 self._uploaded(contribution, now)
+            case Measured():
+                self._measured(event)
+            case Opened(contribution):
+                self._opened(contribution)
+            case Called():
+                self._called(event, now)
+            case Answered():
+                self._answered(event)
+            case Scored(contribution, delta, se):
+                self.shelf.measured(contribution, delta, se)
             case Trained(report):
                 self.router = report
             case Sampled():
                 self.sampled, self.sampled_at = event, now
-            case Ordered(order, subject):
-                self._order(order, subject)
+            case Scanned(_, report):
+                self.scanned, self.suspicious = event, bool(json.loads(report).get("flagged"))
+            case Ordered():
+                self._order(event)
         return []
 
     def replay(self, facts: Iterable[tuple[int, Fact]]) -> Desk:
@@ -94,17 +125,20 @@ class Desk(Board):
     # ------------------------------------------------------------ questions
 
     def _lease(self, node: str, request: LeaseRequest, now: int) -> Effect:
-        known = self._known(node)
-        if known.quarantined:
-            raise ParisError("node.quarantined", f"{known.refusals} contributions were refused")
+        self._working(node)
         least = self.policy.min_version
         if rounds.release_number(request.version) < rounds.release_number(least):
             raise ParisError("network.version", f"{least} or newer")
         if (work := self.open_work(node, now)) is not None:
             return Again(work.id)
+        if (audit := self.audit_task(node, now)) is not None:
+            return Grant(self._audit_draft(audit, node, now))
         if self.complete:
             return Finished()
         rounds.check_fit(self.genesis, request.memory_mb, request.disk_mb)
+        rules = self.policy.audit
+        if rules is not None and self.leases.get(rules.chain, 0) >= rules.chain_length:
+            raise ParisError("work.none", "the policy's hash chain is used up", retry_after=60.0)
         choice = self.choose(node, frozenset(request.cached), now)
         if choice is None:
             raise ParisError(
@@ -155,34 +189,43 @@ class Desk(Board):
                     raise ParisError("record.signer")
                 self.nodes.setdefault(event.signer, Node(now, now, event.id))
             case Assignment() as record:
-                self._assigned(event.id, record, now)
+                assign = self._assigned if record.kind == "train" else self._audit_assigned
+                assign(event.id, record, now)
             case Commitment() as record:
-                work = self._hand(event, record.assignment, now)
-                if work.commitment is not None:
-                    raise ParisError("unit.second-result", "another commitment is known")
-                work.commitment, work.committed = event.id, record
-                self.commitments[event.id] = work.id
-                self._known(event.signer).last = now
+                self._committed(event, record, now)
             case Contribution() as record:
                 self._handed_in(event, record, now)
+            case Challenge() as record:
+                self._challenged(event, record)
+            case Opening() as record:
+                self._opening(event, record, now)
+            case AuditReport() as record:
+                self._reported(event, record, now)
             case Verdict() as record:
                 self._judged(event.id, record, now)
             case Merge() as record:
                 self._merged(event.id, record, now)
+            case Revocation() as record:
+                self._revoked(event.id, record, now)
+            case KeyRotation() as record:
+                self._rotated(event, record, now)
+            case Revert() as record:
+                self._reverted(event.id, record, now)
+            case SecretSet() as record:
+                head = self.experts[record.expert].head
+                self.shelf.committed(event.id, record, head.weights.root)
+            case SecretSetOpened() as record:
+                self.shelf.opened(event.id, record)
             case Release() as record:
                 self.releases[event.id] = record
                 self.ordered = False
             case Policy() as record:
                 self.policy, self.policy_id = record, event.id
+                self.policies[record.number] = record
             case Genesis():
                 pass
             case _:
                 raise ParisError("record.type", event.record.TYPE)
-
-    def _known(self, node: str) -> Node:
-        if node not in self.nodes:
-            raise ParisError("record.signer", "this key is not registered")
-        return self.nodes[node]
 
     def _assigned(self, id: str, record: Assignment, now: int) -> None:
         expert, node = self.experts[record.expert], self._known(record.node)
@@ -191,16 +234,29 @@ class Desk(Board):
         unit = expert.units[record.unit]
         if not self.free(unit, now) or self.open_work(record.node, now) is not None:
             raise ParisError("unit.closed", "the unit or the node is taken")
+        rules = self.policies[record.policy].audit
+        if rules is not None:
+            self.leases[rules.chain] = self.leases.get(rules.chain, 0) + 1
         self.works[id] = Work(id, record, expert.attempt)
         unit.works.append(id)
         node.works.append(id)
         node.last = now
         expert.opened = now if expert.opened is None else expert.opened
 
+    def _committed(self, event: Filed, record: Commitment, now: int) -> None:
+        work = self._hand(event, record.assignment, now)
+        if work.commitment is not None:
+            raise ParisError("unit.second-result", "another commitment is known")
+        work.commitment, work.committed = event.id, record
+        work.standing = self.nodes[event.signer].standing
+        self.commitments[event.id] = work.id
+        self.nodes[event.signer].last = now
+
     def _hand(self, event: Filed, assignment: str, now: int) -> Work:
         """The open work that a node's statement is about; refuses strangers and the late."""
+        self._unrevoked(event.signer)
         work = self.works.get(assignment)
-        if work is None:
+        if work is None or work.record.kind != "train":
             raise ParisError("unit.unknown", assignment[:16])
         if work.record.node != event.signer:
             raise ParisError("unit.not-yours")
@@ -230,46 +286,25 @@ class Desk(Board):
         work.state = "queued"
         self.nodes[work.record.node].last = now
         self.queue.append(contribution)
-
-    def _judged(self, id: str, record: Verdict, now: int) -> None:
-        work = self.work_of(record.contribution)
-        if work.state != "queued":
-            raise ParisError("unit.closed", "already judged")
-        node = self.nodes[work.record.node]
-        unit = self.experts[work.record.expert].units[work.record.unit]
-        self.queue.remove(record.contribution)
-        work.verdict, work.judged = id, record
-        if record.accepted:
-            work.state, unit.accepted = "accepted", record.contribution
-            node.accepted += 1
-            self._close(other for other in unit.works if other != work.id)
-            return
-        work.state, unit.free_since = "refused", now
-        unit.refused.add(work.record.node)
-        node.refusals += 1
-        if node.refusals >= max(1, self.policy.refusals_to_quarantine):
-            node.quarantined = True
-            self._close(id for id in node.works if self.works[id].state in ("open", "uploading"))
-
-    def _close(self, works: Iterable[str]) -> None:
-        """What is unfinished among these is over: another's was taken, or the round has ended."""
-        for id in works:
-            work = self.works[id]
-            if work.state == "queued" and work.contribution is not None:
-                self.queue.remove(work.contribution)
-            if work.state in ("open", "uploading", "queued"):
-                work.state = "closed"
+        rules = self.policies[work.record.policy].audit
+        if rules is not None:  # the draws of one chain are numbered as the updates arrive
+            work.number = self.draws.get(rules.chain, 0)
+            self.draws[rules.chain] = work.number + 1
 
     def _merged(self, id: str, record: Merge, now: int) -> None:
         expert = self.experts[record.expert]
         accepted = [unit.accepted for unit in expert.units if unit.accepted is not None]
-        if record.parent != expert.head or [i.contribution for i in record.inputs] != accepted:
+        merged = [part.contribution for part in record.inputs]
+        follows = record.parent == expert.head and bool(merged)
+        if not follows or merged != [one for one in accepted if one in merged]:
             raise ParisError("unit.closed", "the merge does not follow the head")
         for contribution in accepted:
             work = self.work_of(contribution)
-            work.state, work.merge = ("merged" if record.published else "unpublished"), id
+            inside = record.published and contribution in merged
+            work.state, work.merge = ("merged" if inside else "unpublished"), id
         self._close(work for unit in expert.units for work in unit.works)
         self.merges[id] = record
+        self.shelf.merged(id, record)
         expert.merges.append(id)
         if record.published:
             expert.head = Head(round=expert.round + 1, weights=record.result, merge=id)
@@ -282,9 +317,12 @@ class Desk(Board):
         hands = rounds.deal(shards, self.policy.plan.units, expert.round + expert.attempt)
         expert.units, expert.opened = [Unit(hand, now) for hand in hands], None
 
-    def _order(self, order: str, subject: str) -> None:
-        if order == "release":
+    def _order(self, fact: Ordered) -> None:
+        if fact.order == "release":
             self.ordered = True
-        else:
-            node = self._known(subject)
+            return
+        node = self._unrevoked(fact.subject)
+        if fact.order == "lift":
             node.refusals, node.quarantined = 0, False
+        else:
+            self._condemn(fact.subject, fact.reason or "the operator's order")

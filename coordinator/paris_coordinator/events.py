@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from paris_protocol.records import Assignment, LeaseRequest, Statement
+from paris_protocol.records import Assignment, Draw, Layer, LeaseRequest, Statement
 
 # ---------------------------------------------------------------- events: facts, then questions
 
@@ -31,6 +31,40 @@ class Uploaded(NamedTuple):
     contribution: str
 
 
+class Measured(NamedTuple):
+    """A contribution passed L0 to L3 and is audited or a canary, or both.
+
+    `states`: places of the committed states that have to be laid open for the replay.
+    """
+
+    contribution: str
+    layers: tuple[Layer, ...]
+    draw: Draw
+    states: tuple[int, ...]
+    canary: bool
+
+
+class Opened(NamedTuple):
+    """All bytes of the states that a contribution's audit needs are here."""
+
+    contribution: str
+
+
+class Called(NamedTuple):
+    """These nodes were drawn to audit a contribution; none: the coordinator replays it itself."""
+
+    contribution: str
+    auditors: tuple[str, ...]
+
+
+class Answered(NamedTuple):
+    """What the coordinator itself got for an assignment: roots of its states and of its update."""
+
+    assignment: str
+    states: tuple[str, ...]
+    update_root: str
+
+
 class Trained(NamedTuple):
     """The router was trained; its report as JSON text."""
 
@@ -44,11 +78,27 @@ class Sampled(NamedTuple):
     files: tuple[str, ...]
 
 
-class Ordered(NamedTuple):
-    """The operator's order: a release of the current heads, or the end of a quarantine."""
+class Scored(NamedTuple):
+    """The exact L3 numbers of a contribution; a verdict tells them in buckets only."""
 
-    order: Literal["release", "lift"]
+    contribution: str
+    delta: str
+    se: str
+
+
+class Scanned(NamedTuple):
+    """These heads were searched for backdoors; the report as JSON text."""
+
+    roots: tuple[str, ...]
+    report: str
+
+
+class Ordered(NamedTuple):
+    """The operator's order: a release now, the end of a quarantine, or a key's revocation."""
+
+    order: Literal["release", "lift", "revoke"]
     subject: str
+    reason: str = ""
 
 
 class LeaseAsked(NamedTuple):
@@ -64,7 +114,19 @@ class Tick(NamedTuple):
     samples_every: int = 0
 
 
-Fact = Filed | Uploaded | Trained | Sampled | Ordered
+Fact = (
+    Filed
+    | Uploaded
+    | Measured
+    | Opened
+    | Called
+    | Answered
+    | Trained
+    | Sampled
+    | Scored
+    | Scanned
+    | Ordered
+)
 Event = Fact | LeaseAsked | Tick
 
 # ---------------------------------------------------------------- effects
@@ -92,6 +154,57 @@ class Verify(NamedTuple):
     contribution: str
 
 
+class Ask(NamedTuple):
+    """Challenge the node to lay committed states open; the second attempt is the last."""
+
+    contribution: str
+    attempt: Literal[1, 2]
+
+
+class Call(NamedTuple):
+    """Draw the volunteers that audit this contribution."""
+
+    contribution: str
+
+
+class Replay(NamedTuple):
+    """Replay the drawn segments of this contribution."""
+
+    contribution: str
+
+
+class RunCanary(NamedTuple):
+    """Train this assignment, to know its answer."""
+
+    assignment: str
+
+
+class Conclude(NamedTuple):
+    """Give the verdict on an audited contribution: nothing is missing any more."""
+
+    contribution: str
+
+
+class Dismiss(NamedTuple):
+    """Give the verdict on a contribution that nobody needs any more."""
+
+    contribution: str
+
+
+class Revoke(NamedTuple):
+    """Revoke this key."""
+
+    node: str
+
+
+class RunRevert(NamedTuple):
+    """Take these merged contributions of a revoked key out of the expert's head."""
+
+    expert: int
+    revocation: str
+    contributions: tuple[str, ...]
+
+
 class RunMerge(NamedTuple):
     """Merge these contributions, in this order, into the expert's head."""
 
@@ -101,6 +214,24 @@ class RunMerge(NamedTuple):
 
 class RunRouter(NamedTuple):
     """Train the router."""
+
+
+class CommitSecret(NamedTuple):
+    """Commit to the secret set that judges an expert's present head."""
+
+    expert: int
+
+
+class OpenSecret(NamedTuple):
+    """Open a secret set whose head has been replaced."""
+
+    set: str
+
+
+class RunScan(NamedTuple):
+    """Search these heads for backdoors."""
+
+    roots: tuple[str, ...]
 
 
 class RunSamples(NamedTuple):
@@ -120,5 +251,24 @@ class Publish(NamedTuple):
 
 
 Effect = (
-    Grant | Again | Finished | Verify | RunMerge | RunRouter | RunSamples | RunRelease | Publish
+    Grant
+    | Again
+    | Finished
+    | Verify
+    | Ask
+    | Call
+    | Replay
+    | RunCanary
+    | Conclude
+    | Dismiss
+    | Revoke
+    | RunRevert
+    | RunMerge
+    | CommitSecret
+    | OpenSecret
+    | RunRouter
+    | RunScan
+    | RunSamples
+    | RunRelease
+    | Publish
 )

@@ -22,16 +22,18 @@ from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
+from paris_coordinator.auditing import chain_start
 from paris_coordinator.config import Settings, State
 from paris_coordinator.ledger import STATEMENT, Entry, Envelope, Ledger
 from paris_coordinator.projector import Projector
+from paris_protocol.audit import CHAIN_LENGTH, chain_head
 from paris_protocol.envelope import SELF, Sealed, seal
 from paris_protocol.errors import ParisError
 from paris_protocol.gate import Header, Schema, check_header, header_length
 from paris_protocol.invite import Invite, is_loopback, make_invite
 from paris_protocol.keys import PrivateKey, load_key, peer_id, save_key
 from paris_protocol.net.store import BlobStore, disk_errors, write_atomic
-from paris_protocol.records import LOGGED, Genesis, Policy, TensorFile
+from paris_protocol.records import Genesis, Policy, TensorFile
 from paris_protocol.tensors import Item, tensor_root
 
 Json = dict[str, Any]
@@ -49,6 +51,21 @@ FIRST_POLICY: Final[Json] = {
     "refusals_to_quarantine": 5,
     "min_version": "0.1.0",
 }
+AUDIT: Final[Json] = {
+    "chain_length": CHAIN_LENGTH,
+    "segments": 2,
+    "rate": "10",
+    "floor": "0.05",
+    "probation": 10,
+    "probation_weight": "0.25",
+    "vesting": 20,
+    "answer_within": 3600,
+    "retry_within": 3600,
+    "auditors": 0,
+    "canary": "0.01",
+    "tolerances": [],
+}
+"""Audit rules without their hash chain, which follows from the operator's key."""
 MARGINS: Final[Json] = {
     "damage": ["0.02"],
     "merge_damage": "0.02",
@@ -59,6 +76,7 @@ MARGINS: Final[Json] = {
     "copy_cosine": "0.98",
     "noise_cosine": "0",
     "source": "defaults; not measured for this network",
+    "looks": [64, 128],
 }
 
 
@@ -74,6 +92,7 @@ class Setup:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     prompts: tuple[str, ...] = ()
     samples_every: int = 900
+    root_key: Path | None = None
 
 
 def init(prepared: Path, folder: Path, setup: Setup, now: int) -> Invite:
@@ -92,9 +111,10 @@ def _init(prepared: Path, described: Json, state: State, setup: Setup, now: int)
     if not state.key_file.exists():
         save_key(state.key_file, PrivateKey.generate())
     key = load_key(state.key_file)
+    root = _root_key(setup, key)
     shelf = Shelf(prepared, BlobStore(state.store))
-    genesis = seal(_genesis(described, shelf, setup, key, now), key, SELF)
-    policy = seal(_policy(described, setup, key, now), key, genesis.id)
+    genesis = seal(_genesis(described, shelf, setup, root, now), root, SELF)
+    policy = seal(_policy(described, setup, key, now), root, genesis.id)
     for kind in ("validation", "audit"):
         for cluster in described["clusters"]:
             source = shelf.path(cluster[kind]["path"])
@@ -117,6 +137,15 @@ def _init(prepared: Path, described: Json, state: State, setup: Setup, now: int)
     return invite
 
 
+def _root_key(setup: Setup, key: PrivateKey) -> PrivateKey:
+    """The key that genesis and policies are signed with: the operator's own unless it is named."""
+    if setup.root_key is None:
+        return key
+    if not setup.root_key.exists():
+        save_key(setup.root_key, PrivateKey.generate())
+    return load_key(setup.root_key)
+
+
 def _first_entries(
     state: State, key: PrivateKey, genesis: Sealed[Genesis], policy: Sealed[Policy], now: int
 ) -> None:
@@ -130,20 +159,20 @@ def _first_entries(
     envelopes = {s.id: Envelope(s.id, s.record.TYPE, s.signer, s.raw) for s in both}
     ledger.append([Entry(now, STATEMENT, envelope) for envelope in envelopes.values()])
     log = Projector(state.log, genesis.id, key)
-    log.catch_up(ledger.statement_ids(LOGGED), lambda id: envelopes[id].raw)
+    log.catch_up(ledger.logged)
     ledger.close()
 
 
 # ---------------------------------------------------------------- the records
 
 
-def _genesis(described: Json, shelf: Shelf, setup: Setup, key: PrivateKey, now: int) -> Genesis:
+def _genesis(described: Json, shelf: Shelf, setup: Setup, root: PrivateKey, now: int) -> Genesis:
     same = ("geometry", "features", "expert", "recipe", "router", "sampler", "licences", "notes")
     value = {name: described[name] for name in same}
     value |= {
         "name": setup.name or described["name"],
         "created": now,
-        "root_key": key.id,
+        "root_key": root.id,
         "codec": _encoder(described["codec"], shelf),
         "text": _encoder(described["text"], shelf),
         "initial": shelf.put(described["initial"]["path"], expert_schema(described["expert"])),
@@ -178,10 +207,14 @@ def _policy(described: Json, setup: Setup, key: PrivateKey, now: int) -> Policy:
         "bootstraps": [multiaddress(setup.address, _swarm_port(setup)) + f"/p2p/{peer_id(key.id)}"],
         "plan": described["plan"],
         "margins": described["margins"] or MARGINS,
+        "audit": AUDIT | described.get("audit", {}),
     }
     for name, changed in setup.overrides.items():
         both = isinstance(changed, dict) and isinstance(value.get(name), dict)
         value[name] = value[name] | changed if both else changed
+    if value["audit"] is not None:
+        start = chain_start(key.seed, value["number"])
+        value["audit"] |= {"chain": chain_head(start, value["audit"]["chain_length"])}
     return _valid(Policy, value)
 
 

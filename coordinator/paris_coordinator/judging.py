@@ -28,6 +28,7 @@ from paris_protocol.canonical import decimal, real
 from paris_protocol.lineage import committed_steps
 from paris_protocol.records import (
     Assignment,
+    AuditReport,
     Commitment,
     Contribution,
     Layer,
@@ -36,16 +37,26 @@ from paris_protocol.records import (
     Policy,
 )
 
+LayerName = Literal["L0", "L1", "L2", "L3", "L4", "L5"]
+
 ACCEPTED: Final = "accepted"
-ORDER: Final = ("L0", "L1", "L2", "L3")
+ORDER: Final[tuple[LayerName, ...]] = ("L0", "L1", "L2", "L3")
 HISTORY_NEEDED: Final = 3
 """So many honest norms of the same round make a median worth comparing with."""
 REACH_HIGH: Final = 1.0
 """No run of the assigned optimiser moves farther than the sum of its step sizes."""
 REACH_LOW: Final = 0.01
 """Honest units go .1 to .5 of that way; a hundredth is no training."""
-
-LayerName = Literal["L0", "L1", "L2", "L3"]
+BLOCKS_NEEDED: Final = 8
+"""So many accepted updates of the lineage make a block's own distribution."""
+BLOCK_SPREAD: Final = 0.1
+"""Least spread of a block's norms (in logarithms) that is believed: ten per cent."""
+RANK_LOW: Final = 0.1
+"""Muon's updates have .65 to .76 of the full effective rank, AdamW's .21 to .25 (and less when
+wider): only the former have a limit."""
+BLOCK: Final = "block."
+"""Prefix of L2's numbers per block: norm over the farthest that the assigned steps can move it."""
+FAR: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +66,10 @@ class UpdateNumbers:
     `relative` is the update's norm over its parent's; `reach` the norm over the farthest that the
     assigned steps can move; `descent` the cosine between the update and the optimiser's
     own first step on held-out clips; `copies` the cosine with each earlier update of other nodes.
+    `blocks` are the reaches of the single blocks. Reported, and refused by none: `lineage`, the
+    cosine with what the last merge changed, and `spectral`, the largest singular value over the
+    Frobenius norm. `rank` is the effective rank over the full one, a mean over the matrices, and
+    `least_rank` its limit: 0 but where the optimiser itself makes every update one of full rank.
     """
 
     norm: float
@@ -63,6 +78,11 @@ class UpdateNumbers:
     max_abs: float
     descent: float
     copies: Mapping[str, float] = field(default_factory=dict)
+    blocks: Mapping[str, float] = field(default_factory=dict)
+    lineage: float = math.nan
+    spectral: float = math.nan
+    rank: float = math.nan
+    least_rank: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +151,30 @@ def commitments(
     return passed("L1", found)
 
 
-def statistics(update: UpdateNumbers, history: Sequence[float], margins: Margins) -> Layer:
+def block_z(blocks: Mapping[str, float], lineage: Mapping[str, Sequence[float]]) -> float:
+    """Largest robust z of a block's reach among those of the lineage's accepted updates, ≥ 0.
+
+    On logarithms, so that half and double are equally far: |x − median| / (1.4826 · MAD), the
+    denominator at least `BLOCK_SPREAD`. Blocks with fewer than `BLOCKS_NEEDED` are passed over.
+    """
+    largest = 0.0
+    for name, reach in blocks.items():
+        known = [math.log(value) for value in lineage.get(name, ()) if value > 0]
+        if len(known) < BLOCKS_NEEDED:
+            continue
+        middle = median(known)
+        spread = max(BLOCK_SPREAD, 1.4826 * median(abs(value - middle) for value in known))
+        z = abs(math.log(reach) - middle) / spread if reach > 0 else FAR
+        largest = max(largest, z)
+    return largest
+
+
+def statistics(
+    update: UpdateNumbers,
+    history: Sequence[float],
+    margins: Margins,
+    lineage: Mapping[str, Sequence[float]] | None = None,
+) -> Layer:
     """L2: too small, too large, somebody else's, or not pointing where training goes.
 
     With three or more relative norms of the same round known, the update is compared with their
@@ -139,6 +182,7 @@ def statistics(update: UpdateNumbers, history: Sequence[float], margins: Margins
     `descent` of 0 ± 1/√parameters, honest units have much more (the policy names the limit and its
     source), a sign-flipped update as much less than 0. A multiple of an honest update within the
     norms passes here; so does a unit with fewer steps: L3 or the replay audit must see those.
+    `lineage`: for each block the numbers `block.<name>` of the expert's accepted updates.
     """
     closest = max(update.copies.values(), default=0.0)
     found = numbers(
@@ -149,7 +193,13 @@ def statistics(update: UpdateNumbers, history: Sequence[float], margins: Margins
         descent=update.descent,
         closest=closest,
         others=len(update.copies),
+        lineage=update.lineage,
+        spectral=update.spectral,
+        rank=update.rank,
+        **{BLOCK + name: value for name, value in update.blocks.items()},
     )
+    largest_z, limit_z = block_z(update.blocks, lineage or {}), real(margins.block_z)
+    found += numbers(block_z=largest_z)
     low, high = real(margins.norm_low), real(margins.norm_high)
     if update.norm == 0.0 or update.reach < REACH_LOW:
         return failed("L2", "statistics.zero", found)
@@ -162,6 +212,10 @@ def statistics(update: UpdateNumbers, history: Sequence[float], margins: Margins
             return failed("L2", "statistics.norm", found)
         if ratio < low:
             return failed("L2", "statistics.zero", found)
+    if update.rank < update.least_rank:
+        return failed("L2", "statistics.rank", found)
+    if 0 < limit_z < largest_z:
+        return failed("L2", "statistics.block", found)
     if closest > real(margins.copy_cosine):
         return failed("L2", "statistics.copy", found)
     least = real(margins.noise_cosine)  # -1 switches the test off
@@ -183,37 +237,79 @@ def is_worse(paired: PairedLoss, standard_errors: float, margin: float) -> bool:
     return paired.delta - standard_errors * paired.se > margin
 
 
-def damage(paired: PairedLoss, margins: Margins, round: int) -> Layer:
-    """L3: refuse iff delta − standard_errors · SE > margin of the round (testbed T2)."""
+def damage(paired: PairedLoss, margins: Margins, round: int, bucket: int | None = None) -> Layer:
+    """L3: refuse iff delta − standard_errors · SE > margin of the round (testbed T2).
+
+    The layer tells the bucket alone (−1 better, 0 no evidence, 1 worse), lest a node climb the
+    secret clips by their exact losses; those are kept apart (`exact`) until the clips retire.
+    `bucket` is what a sequential test concluded; without one the fixed test is taken.
+    """
     margin = damage_margin(margins, round)
-    found = numbers(
-        delta=paired.delta,
-        se=paired.se,
-        n=paired.n,
-        before=paired.before,
-        after=paired.after,
-        margin=margin,
+    if bucket is None:
+        errors = real(margins.standard_errors)
+        better = paired.delta + errors * paired.se < 0
+        bucket = 1 if is_worse(paired, errors, margin) else -1 if better else 0
+    found = numbers(n=paired.n, margin=margin, bucket=bucket)
+    return failed("L3", "loss.damage", found) if bucket > 0 else passed("L3", found)
+
+
+def exact(paired: PairedLoss) -> tuple[Number, ...]:
+    """The numbers of L3 that are not published before the secret clips retire."""
+    return numbers(
+        delta=paired.delta, se=paired.se, n=paired.n, before=paired.before, after=paired.after
     )
-    worse = is_worse(paired, real(margins.standard_errors), margin)
-    return failed("L3", "loss.damage", found) if worse else passed("L3", found)
 
 
-def decide(layers: Sequence[Layer], policy: Policy, round: int = 0) -> tuple[bool, str]:
+def audit(reports: Sequence[AuditReport]) -> Layer:
+    """L4 from the reports that decide it: all of one mind, none if nothing was opened in time.
+
+    A report without segments proves nothing (no tolerance was calibrated for that replay): the
+    layer passes with `segments` 0, which raises nobody's standing. One that fails without segments
+    says that the opened bytes are not the committed states.
+    """
+    if not reports:
+        return failed("L4", "audit.unanswered")
+    found = [segment for report in reports for segment in report.segments]
+    listed = numbers(
+        segments=len({segment.index for segment in found}),
+        exact=all(segment.exact for segment in found) and bool(found),
+        rho=max((real(segment.rho) for segment in found), default=0.0),
+        tensor=max((real(segment.tensor) for segment in found), default=0.0),
+        limit=max((real(segment.limit) for segment in found), default=0.0),
+        tensor_limit=max((real(segment.tensor_limit) for segment in found), default=0.0),
+        reports=len(reports),
+    )
+    if all(report.passed for report in reports):
+        return passed("L4", listed)
+    return failed("L4", "audit.mismatch" if found else "audit.state", listed)
+
+
+def canary(commitment: Commitment, states: Sequence[str], update_root: str) -> Layer:
+    """L5: the committed roots against those of an answer that was computed here, bit for bit."""
+    pairs = zip(commitment.states, states, strict=False)
+    equal = sum(claimed == known for claimed, known in pairs)
+    found = numbers(states=len(states), equal=equal)
+    same = tuple(states) == commitment.states and update_root == commitment.update_root
+    return passed("L5", found) if same else failed("L5", "canary.mismatch", found)
+
+
+def decide(
+    layers: Sequence[Layer], policy: Policy, round: int = 0, also: Sequence[LayerName] = ()
+) -> tuple[bool, str]:
     """The verdict that follows from the layers: (accepted, code of the first refusal).
 
-    L3 is concluded again from its numbers, so that the policy in force is what decides. Raises
-    ValueError when a layer is missing or out of order: there is no verdict then.
+    `also`: layers beyond the first four that this contribution has to pass, L4 when it was drawn
+    for an audit and L5 when it was a canary. L3 follows from its bucket, whatever the layer says of
+    itself. Raises ValueError when a layer is missing or out of order: there is no verdict then.
     """
-    for expected, layer in zip(ORDER, layers, strict=False):
+    order = (*ORDER, *also)
+    for expected, layer in zip(order, layers, strict=False):
         if layer.layer != expected:
             raise ValueError(f"layer {layer.layer} stands where {expected} belongs")
         if not layer.passed:
             return False, layer.code
-    if len(layers) != len(ORDER):
-        raise ValueError("a contribution is accepted by all four layers or not at all")
-    found = dict(layers[-1].numbers)
-    margin = damage_margin(policy.margins, round)
-    delta, se = real(found["delta"]), real(found["se"])
-    if delta - real(policy.margins.standard_errors) * se > margin:
+    if len(layers) != len(order):
+        raise ValueError(f"a contribution is accepted by {', '.join(order)} or not at all")
+    if real(dict(layers[3].numbers)["bucket"]) > 0:
         return False, "loss.damage"
     return True, ACCEPTED

@@ -24,6 +24,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from paris_protocol.errors import ParisError
+from paris_protocol.records import LOGGED
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 STATEMENT: Final = "statement"
@@ -73,6 +74,14 @@ class Entry(NamedTuple):
     kind: str
     statement: Envelope | None = None
     body: str = "{}"
+
+
+class Logged(NamedTuple):
+    """A statement for the log: the number of its event, its id and its envelope."""
+
+    seq: int
+    id: str
+    raw: bytes
 
 
 class Person(NamedTuple):
@@ -138,8 +147,7 @@ class Ledger:
         """
         try:
             with self._engine.begin() as connection:
-                for entry in entries:
-                    _insert(connection, entry)
+                _insert(connection, entries)
         except DatabaseError as error:
             raise _refusal(error, self.path) from error
 
@@ -185,6 +193,18 @@ class Ledger:
         with self._engine.connect() as connection:
             return list(connection.execute(query).scalars())
 
+    def logged(self, after: int, most: int) -> list[Logged]:
+        """The first `most` statements of the log behind event number `after`, in log order."""
+        query = (
+            sa.select(EVENTS.c.seq, STATEMENTS.c.id, STATEMENTS.c.raw)
+            .join(STATEMENTS, STATEMENTS.c.id == EVENTS.c.statement)
+            .where(EVENTS.c.seq > after, STATEMENTS.c.type.in_(sorted(LOGGED)))
+            .order_by(EVENTS.c.seq)
+            .limit(most)
+        )
+        with self._engine.connect() as connection:
+            return [Logged(*row) for row in connection.execute(query)]
+
     def envelope(self, id: str) -> Envelope | None:
         """The envelope of this statement id, or None."""
         with self._engine.connect() as connection:
@@ -202,21 +222,32 @@ class Ledger:
         return {row.node: Person(row.node, row.name, row.device, row.seen) for row in rows}
 
 
-def _insert(connection: sa.Connection, entry: Entry) -> None:
-    envelope = entry.statement
-    if envelope is not None:
-        known = sa.select(STATEMENTS.c.id).where(STATEMENTS.c.id == envelope.id)
-        if connection.execute(known).first() is not None:
-            return
-        connection.execute(sa.insert(STATEMENTS).values(envelope._asdict()))
-    connection.execute(
-        sa.insert(EVENTS).values(
-            at=entry.at,
-            kind=entry.kind,
-            statement=None if envelope is None else envelope.id,
-            body=entry.body,
-        )
-    )
+def _insert(connection: sa.Connection, entries: Sequence[Entry]) -> None:
+    """Statements and events of all entries, in order, each statement once."""
+    ids = {entry.statement.id for entry in entries if entry.statement is not None}
+    known = _known(connection, sorted(ids))
+    statements, events = list[dict[str, Any]](), list[dict[str, Any]]()
+    for at, kind, envelope, body in entries:
+        if envelope is not None:
+            if envelope.id in known:
+                continue
+            known.add(envelope.id)
+            statements.append(envelope._asdict())
+        id = None if envelope is None else envelope.id
+        events.append({"at": at, "kind": kind, "statement": id, "body": body})
+    if statements:
+        connection.execute(sa.insert(STATEMENTS), statements)
+    if events:
+        connection.execute(sa.insert(EVENTS), events)
+
+
+def _known(connection: sa.Connection, ids: Sequence[str]) -> set[str]:
+    """Which of these statements are here already."""
+    found = set[str]()
+    for begin in range(0, len(ids), 500):  # SQLite limits the variables of a query
+        some = sa.select(STATEMENTS.c.id).where(STATEMENTS.c.id.in_(ids[begin : begin + 500]))
+        found.update(connection.execute(some).scalars())
+    return found
 
 
 def _settings(connection: Any, _record: Any) -> None:

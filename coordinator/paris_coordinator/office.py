@@ -12,13 +12,12 @@ desk refuses, the office refuses with the same ParisError, and nothing is writte
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import json
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, TypeVar
 
+from paris_coordinator.archive import Archive
+from paris_coordinator.auditing import address_block
 from paris_coordinator.board import Work
 from paris_coordinator.config import State
 from paris_coordinator.events import (
@@ -28,26 +27,25 @@ from paris_coordinator.events import (
     Finished,
     Grant,
     LeaseAsked,
-    Uploaded,
 )
-from paris_coordinator.ledger import Ledger, Person
+from paris_coordinator.ledger import Person
 from paris_coordinator.pen import Pen
-from paris_coordinator.projector import Projector
 from paris_coordinator.replay import entry_of, replay
-from paris_protocol.envelope import Sealed, seal, unseal, unseal_any
+from paris_coordinator.uploads import Uploads
+from paris_protocol.audit import make_draw, segments_of
+from paris_protocol.authority import check_rotation
+from paris_protocol.envelope import Sealed, seal, unseal
 from paris_protocol.errors import ParisError
 from paris_protocol.keys import peer_id
-from paris_protocol.net.store import BlobStore
 from paris_protocol.records import (
-    LOGGED,
+    AuditReport,
     Beat,
-    BlobRef,
     Commitment,
     Contribution,
-    Head,
-    Index,
+    Draw,
+    KeyRotation,
     LeaseRequest,
-    Policy,
+    Opening,
     Registration,
     Statement,
 )
@@ -56,34 +54,18 @@ S = TypeVar("S", bound=Statement)
 Json = dict[str, Any]
 
 
-class Office:
+class Office(Archive):
     """Everything that the coordinator knows, and the only hand that changes it."""
 
     def __init__(self, state: State, clock: Callable[[], float]) -> None:
-        self.state, self._clock = state, clock
-        self.genesis = state.genesis()
-        self.network = self.genesis.id
-        self.key = state.key()
-        self.ledger = Ledger(state.ledger_file)
-        self.desk, self.policies = replay(self.ledger, state)
-        self.store = BlobStore(state.store)
-        self.log = Projector(state.log, self.network, self.key)
+        super().__init__(state, clock)
         self.people = self.ledger.people()
         self.presence: dict[str, tuple[int, Beat]] = {}
         self.changed = asyncio.Event()
         self._pen = Pen(self.ledger, self._rebuild)
-        self._uploads: dict[str, set[str]] = {}
+        self.uploads = Uploads(self.store, lambda: self.desk, self.tell)
+        self.blocks: dict[str, str] = {}
         self._projecting = asyncio.Lock()
-        for work in self.desk.works.values():
-            self._expect(work)
-
-    def now(self) -> int:
-        """Unix seconds."""
-        return int(self._clock())
-
-    def close(self) -> None:
-        """Lets go of the ledger."""
-        self.ledger.close()
 
     # ------------------------------------------------------------ writing
 
@@ -103,9 +85,7 @@ class Office:
     def _rebuild(self) -> None:
         """A commit failed: what the desk took in since then is forgotten."""
         self.desk, self.policies = replay(self.ledger, self.state)
-        self._uploads.clear()
-        for work in self.desk.works.values():
-            self._expect(work)
+        self.uploads.restart()
 
     async def settled(self) -> None:
         """Waits until what the desk knows is on the disk: before, a power cut could undo it."""
@@ -115,53 +95,39 @@ class Office:
         """Brings the log up to the ledger; True if anything was new."""
         async with self._projecting:
             await self._pen.settled()
-            return await asyncio.to_thread(self._project)
+            wrote = await asyncio.to_thread(self._project)
+            if wrote or self.log.index_due(self.now()):
+                await self._pen.settled()  # what the index names is on the disk
+                await asyncio.to_thread(self.log.show_index, self.index())
+            return wrote
 
     def _project(self) -> bool:
-        return self.log.catch_up(self.ledger.statement_ids(LOGGED), lambda id: self.raw(id))
+        return self.log.catch_up(self.ledger.logged)
 
-    # ------------------------------------------------------------ reading
+    # ------------------------------------------------------------ the audit's draw
 
-    def raw(self, statement: str) -> bytes:
-        """The envelope of a statement, or ParisError("not-found")."""
-        found = self.ledger.envelope(statement)
-        if found is None:
-            raise ParisError("not-found", f"statement {statement[:16]}")
-        return found.raw
+    async def draw(self, work: Work) -> Draw | None:
+        """The audit draw of a contribution that arrived whole; None where nothing is audited.
 
-    def sealed(self, statement: str) -> Sealed[Any]:
-        """A statement of the ledger."""
-        return unseal_any(self.raw(statement), self.network)
-
-    def policy(self, number: int | None = None) -> Sealed[Policy]:
-        """The policy of this number, or the current one."""
-        number = self.desk.policy.number if number is None else number
-        if number not in self.policies:
-            raise ParisError("not-found", f"policy {number}")
-        return self.policies[number]
-
-    def index(self) -> Sealed[Index]:
-        """The signed index of this moment."""
-        desk = self.desk
-        size, root = self.log.head()
-        record = Index(
-            policy=desk.policy_id,
-            heads=tuple(expert.head for expert in desk.experts),
-            release=next(reversed(desk.releases), None),
-            log_size=size,
-            log_root=root,
-            finished=desk.complete,
-            at=self.now(),
+        The log is brought up to date first: its root right after the commitment is in the seed.
+        Raises `audit.draw` when the policy's hash chain is used up.
+        """
+        rules = self.policy(work.record.policy).record.audit
+        if rules is None or work.number is None or work.commitment is None:
+            return None
+        await self.project()
+        index = self.log.index_of(work.commitment)
+        if index is None:
+            raise ParisError("log.proof", f"commitment {work.commitment[:16]} is not logged")
+        return make_draw(
+            rules,
+            segments_of(work.record),
+            number=work.number,
+            size=index + 1,
+            root=self.log.root(index + 1),
+            secret=await asyncio.to_thread(self.chain_secret, rules, work.number),
+            standing=work.standing,
         )
-        return seal(record, self.key, self.network)
-
-    def secret(self, purpose: str) -> str:
-        """A secret (hex) of the operator's key for one purpose, such as the held-out clips."""
-        return hmac.new(self.key.seed, f"paris/{purpose}/1".encode(), hashlib.sha256).hexdigest()
-
-    def head_file(self, head: Head) -> Path:
-        """The file of a head's weights, verified."""
-        return self.store.path(head.weights.blob)
 
     # ------------------------------------------------------------ nodes' requests
 
@@ -180,9 +146,13 @@ class Office:
         await self._pen.settled()
         return {"ok": True}
 
-    async def lease(self, raw: bytes) -> Json:
-        """Work for a node: a new assignment, its open one again, or the news that all is done."""
+    async def lease(self, raw: bytes, remote: str | None = None) -> Json:
+        """Work for a node: a new assignment, its open one again, or the news that all is done.
+
+        `remote` is the address that it asks from; its block is kept in memory and nowhere else.
+        """
         sealed = self._open(raw, LeaseRequest)
+        self.blocks[sealed.signer] = address_block(remote)
         await self._introduce(sealed)
         [effect] = self.desk.handle(LeaseAsked(sealed.signer, sealed.record), self.now())
         match effect:
@@ -204,11 +174,26 @@ class Office:
         if known is None or (known.name, known.device) != (person.name, person.device):
             await asyncio.to_thread(self.ledger.remember, person)
 
-    async def beat(self, raw: bytes) -> Json:
-        """A node is alive; beats are kept in memory only."""
+    async def beat(self, raw: bytes, remote: str | None = None) -> Json:
+        """A node is alive; beats are kept in memory only. The answer asks for states to open."""
         sealed = self._open(raw, Beat)
+        self.blocks[sealed.signer] = address_block(remote)
         self.presence[sealed.signer] = (self.now(), sealed.record)
-        return {"ok": True, "finished": self.desk.complete}
+        asked = self.desk.challenges(sealed.signer)
+        if asked:
+            await self._pen.settled()
+        challenges = [json.loads(self.raw(id)) for id in asked]
+        return {"ok": True, "finished": self.desk.complete, "challenges": challenges}
+
+    async def rotate(self, raw: bytes) -> Json:
+        """A node's key gives way to another; both have signed that."""
+        sealed = self._open(raw, KeyRotation)
+        check_rotation(sealed, self.network)
+        known = self.desk.nodes.get(sealed.record.new)
+        if known is None or known.registration != sealed.id:
+            await self.tell(Filed(sealed.id, sealed.signer, sealed.record), sealed.raw)
+        await self._pen.settled()
+        return {"ok": True, "id": sealed.id}
 
     async def commit(self, raw: bytes) -> Json:
         """A commitment, before its result."""
@@ -223,126 +208,71 @@ class Office:
         sealed = self._open(raw, Contribution)
         if sealed.id not in self.desk.contributions:
             await self.tell(Filed(sealed.id, sealed.signer, sealed.record), sealed.raw)
-            self._expect(self.desk.work_of(sealed.id))
+            self.uploads.expect(sealed.id)
         await self._pen.settled()
-        await self.arrived(sealed.record.update.blob)
+        await self.uploads.arrived(sealed.record.update.blob)
         return self.upload_state(sealed.id)
+
+    async def open_states(self, raw: bytes) -> Json:
+        """A node's answer to a challenge; ours says what is still to be uploaded."""
+        sealed = self._open(raw, Opening)
+        contribution = sealed.record.contribution
+        audit = self.desk.audits.get(contribution)
+        if audit is None or sealed.id not in audit.openings:
+            await self.tell(Filed(sealed.id, sealed.signer, sealed.record), sealed.raw)
+            self.uploads.expect(contribution)
+        await self._pen.settled()
+        for state in sealed.record.states:
+            await self.uploads.arrived(state.file.blob)
+        lacking = self.uploads.lacking(contribution)
+        state_now = "uploading" if lacking else "complete"
+        return {"id": sealed.id, "state": state_now, "lacking": lacking}
+
+    async def audit(self, raw: bytes) -> Json:
+        """A volunteer's report on an audit that was assigned to it."""
+        sealed = self._open(raw, AuditReport)
+        if sealed.record.assignment is None:
+            raise ParisError("audit.unknown", "a report names its assignment")
+        audit = self.desk.audits.get(sealed.record.contribution)
+        if audit is None or sealed.id not in audit.reports:
+            await self.tell(Filed(sealed.id, sealed.signer, sealed.record), sealed.raw)
+        await self._pen.settled()
+        return {"ok": True, "id": sealed.id}
 
     # ------------------------------------------------------------ uploads
 
-    def _expect(self, work: Work) -> None:
-        if work.state == "uploading" and work.contribution is not None:
-            self._uploads.setdefault(work.done.update.blob.id, set()).add(work.contribution)
-
-    def expected(self, blob: str, size: int | None = None) -> BlobRef:
-        """The blob as an open contribution names it; nothing else may be uploaded.
-
-        Whoever names another's blob with a wrong size must not stand in its way: the reference of
-        `size` bytes is preferred.
-        """
-        works = [self.desk.work_of(contribution) for contribution in self._uploads.get(blob, ())]
-        refs = [work.done.update.blob for work in works if work.state == "uploading"]
-        if not refs:
-            raise ParisError("not-found", "no open contribution names this blob")
-        return next((ref for ref in refs if ref.size == size), refs[0])
-
-    async def put_manifest(self, blob: str, size: int | None, raw: bytes) -> Json:
-        """The manifest of an expected blob."""
-        ref = self.expected(blob, size)
-        if size is not None and size != ref.size:
-            raise ParisError("blob.corrupt", f"{size} bytes instead of {ref.size}")
-        await asyncio.to_thread(self.store.put_manifest, raw, ref)
-        await self.arrived(ref)
-        return {"missing": len(self.store.missing(ref))}
-
-    async def put_piece(self, blob: str, number: int, data: bytes) -> Json:
-        """A piece of an expected blob; verified before it is written, durable when answered."""
-        whole = self._whole(blob)
-        if whole is not None:
-            return {"missing": 0}
-        self.expected(blob)
-        ref = self.expected(blob, self.store.manifest(blob).size)
-        await asyncio.to_thread(self.store.put_piece, ref, number, data)
-        await self.arrived(ref)
-        return {"missing": len(self.store.missing(ref))}
-
-    def _whole(self, blob: str) -> BlobRef | None:
-        """A repeated request for a blob that is complete is no mistake."""
-        for contribution in self._uploads.get(blob, ()):
-            ref = self.desk.work_of(contribution).done.update.blob
-            if self.store.has(ref):
-                return ref
-        return None
-
-    async def arrived(self, ref: BlobRef) -> None:
-        """Queues every contribution whose update is now complete."""
-        if not self.store.has(ref):
-            return
-        for contribution in sorted(self._uploads.get(ref.id, ())):
-            work = self.desk.work_of(contribution)
-            if work.state == "uploading" and work.done.update.blob == ref:
-                await self.tell(Uploaded(contribution))
-
     async def resume_uploads(self) -> None:
-        """After a restart: what arrived completely but was not yet noted."""
-        for blob in list(self._uploads):
-            for contribution in self._uploads[blob]:
-                ref = self.desk.work_of(contribution).done.update.blob
-                await asyncio.to_thread(self._complete, ref)
-                await self.arrived(ref)
+        """After a restart: what arrived but was not noted, and what was to be thrown away."""
+        await self.uploads.resume()
+        for contribution in self.desk.audits:
+            await self.forget_states(contribution)
 
-    def _complete(self, ref: BlobRef) -> None:
-        try:
-            self.store.complete(ref)
-        except ParisError:
-            return  # its manifest has not arrived yet
-
-    def upload_state(self, contribution: str) -> Json:
-        """The answer to a contribution: its state and the pieces that are missing."""
-        work = self.desk.work_of(contribution)
-        ref, state = work.done.update.blob, shown_state(work)
-        answer: Json = {
-            "id": contribution,
-            "missing": [],
-            "manifest_missing": False,
-            "state": state,
+    async def forget_states(self, contribution: str) -> None:
+        """Removes opened states that nobody needs any more; what the network needs is never one."""
+        audit = self.desk.audits.get(contribution)
+        if audit is None or not audit.openings or contribution in self.desk.trials:
+            return
+        named = {
+            state.file.blob
+            for opening in audit.openings
+            for state in self.sealed(opening).record.states
         }
-        if state == "uploading":
-            try:
-                answer["missing"] = self.store.missing(ref)
-            except ParisError:
-                answer["manifest_missing"] = True
-        return answer
+        here = [ref for ref in named if self.has_part(ref.id)]
+        if here:
+            kept = self.kept()
+            for ref in here:
+                if ref.id not in kept:
+                    await asyncio.to_thread(self.store.remove, ref)
 
     # ------------------------------------------------------------ answers about contributions
-
-    def contribution(self, id: str) -> Json:
-        """Where a contribution stands."""
-        work = self.desk.work_of(id)
-        verdict = None if work.verdict is None else json.loads(self.raw(work.verdict))
-        return {
-            "id": id,
-            "state": shown_state(work),
-            "outcome": work.state,
-            "assignment": work.id,
-            "node": work.record.node,
-            "expert": work.record.expert,
-            "round": work.record.round,
-            "unit": work.record.unit,
-            "accepted": None if work.judged is None else work.judged.accepted,
-            "code": None if work.judged is None else work.judged.code,
-            "verdict": verdict,
-            "merge": work.merge,
-            "log_index": self.log.index_of(id),
-        }
 
     async def receipt(self, id: str) -> Json:
         """Statements about a contribution with their log proofs under one checkpoint."""
         work = self.desk.work_of(id)
         if work.verdict is None:
             raise ParisError("not-found", "the contribution is not judged yet")
-        ids = [work.id, work.commitment, id, work.verdict, work.merge]
-        logged = [statement for statement in ids if statement is not None]
+        later = [work.merge, work.revocation]
+        logged = [*self.evidence_of(id), *(statement for statement in later if statement)]
         evidence = await self.evidence(logged)
         return {
             "contribution": json.loads(self.raw(id)),
@@ -358,22 +288,21 @@ class Office:
         async with self._projecting:
             return self.log.evidence(statements)
 
-    def lineage(self, heads: Iterable[Head]) -> Iterator[str]:
-        """Statement ids below these heads: merges, and for each input the whole evidence."""
-        for head in heads:
-            merge = head.merge
-            while merge is not None:
-                record = self.desk.merges[merge]
-                yield merge
-                for part in record.inputs:
-                    work = self.desk.work_of(part.contribution)
-                    evidence = (work.id, work.commitment, part.contribution, work.verdict)
-                    yield from (statement for statement in evidence if statement is not None)
-                merge = record.parent.merge
+    async def proof(self, release: str, statements: list[str]) -> Json:
+        """Evidence for a release: the policies too, under a checkpoint with enough cosignatures.
 
+        Raises `log.witness` while the witnesses that its policy demands have not cosigned.
+        """
+        if self.log.index_of(release) is None:
+            await self.project()
+        async with self._projecting:
+            place = self.log.index_of(release) or 0
+            policies = [each for _, each in sorted(self.policies.items())]
+            before = [each for each in policies if (self.log.index_of(each.id) or 0) < place]
+            ids = [release, *(each.id for each in before), *statements]
+            return self.cosigned.evidence(ids, before[-1].record)
 
-def shown_state(work: Work) -> str:
-    """The state as the interface names it: uploading, queued, judged or closed."""
-    if work.state in ("uploading", "queued", "closed"):
-        return work.state
-    return "judged"
+    async def cosign(self, raw: bytes) -> Json:
+        """Takes a checkpoint of the log that a witness has cosigned."""
+        async with self._projecting:
+            return await asyncio.to_thread(self.cosigned.add, raw, self.policy().record)

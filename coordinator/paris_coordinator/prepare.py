@@ -28,6 +28,7 @@ inner names are those of `paris_protocol.records`; reals are decimal strings:
                  validation: {path, clips}, audit: {path, clips}}; `clips` counts training clips
     plan         RoundPlan           margins  Margins, or null when the recipe has none
     policy       those fields of Policy that the recipe sets (may be empty)
+    audit        those fields of AuditRules that the recipe sets (may be missing)
     report       {"videos", "clips", "skipped": {code: count}, "clusters": [{clips, training,
                  validation, audit, prior}], "captions", "collisions", "psnr_db"}
 """

@@ -10,23 +10,26 @@ Refused: a folder without a network (`state.missing`), ids that nothing has (`no
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paris_coordinator.board import Work
 from paris_coordinator.config import State
 from paris_coordinator.desk import Desk
 from paris_coordinator.ledger import Ledger
 from paris_coordinator.replay import replay
+from paris_protocol.authority import Authority
+from paris_protocol.envelope import unseal_any
 from paris_protocol.errors import ParisError
-from paris_protocol.net.store import BlobStore
-from paris_protocol.records import LOGGED
+from paris_protocol.log import MAX_NOTE
+from paris_protocol.net.logs import CHECKPOINT, LogPlace, read_log
+from paris_protocol.records import LOGGED, Merge, Revert
 
 Json = dict[str, Any]
 
 
-def _desk(state: State) -> Desk:
+def open_desk(state: State) -> Desk:
+    """The desk as the ledger of this folder makes it."""
     state.settings()
     ledger = Ledger(state.ledger_file, readonly=True)
     try:
@@ -35,7 +38,7 @@ def _desk(state: State) -> Desk:
         ledger.close()
 
 
-def _one(ids: Iterable[str], beginning: str) -> str:
+def one_of(ids: Iterable[str], beginning: str) -> str:
     """The one id that begins so."""
     found = [id for id in ids if beginning and id.startswith(beginning)]
     if len(found) != 1:
@@ -46,7 +49,7 @@ def _one(ids: Iterable[str], beginning: str) -> str:
 def status(folder: Path) -> Json:
     """Network, experts, volunteers, contributions by state, releases."""
     state = State(folder)
-    desk = _desk(state)
+    desk = open_desk(state)
     counts: dict[str, int] = {}
     for work in desk.works.values():
         counts[work.state] = counts.get(work.state, 0) + 1
@@ -105,49 +108,6 @@ def status_text(facts: Json) -> str:
     return "\n".join(lines)
 
 
-def contribution(folder: Path, beginning: str) -> Json:
-    """Everything about a contribution."""
-    desk = _desk(State(folder))
-    work = desk.work_of(_one(desk.contributions, beginning))
-    return _facts(work)
-
-
-def _facts(work: Work) -> Json:
-    judged = work.judged
-    return {
-        "contribution": work.contribution,
-        "assignment": work.id,
-        "commitment": work.commitment,
-        "node": work.record.node,
-        "expert": work.record.expert,
-        "round": work.record.round,
-        "unit": work.record.unit,
-        "state": work.state,
-        "update": work.done.update.model_dump(mode="json"),
-        "steps": work.done.steps,
-        "loss": work.done.loss,
-        "seconds": work.done.seconds,
-        "verdict": work.verdict,
-        "code": judged and judged.code,
-        "layers": [] if judged is None else [x.model_dump(mode="json") for x in judged.layers],
-        "merge": work.merge,
-    }
-
-
-def contribution_text(facts: Json) -> str:
-    """The same for people."""
-    unit = f"expert {facts['expert']}, round {facts['round']}, unit {facts['unit']}"
-    lines = [f"contribution {facts['contribution']}", f"of {facts['node']}", unit]
-    lines.append(f"state {facts['state']}" + (f" ({facts['code']})" if facts["code"] else ""))
-    for layer in facts["layers"]:
-        mark = "passed" if layer["passed"] else layer["code"]
-        numbers = "  ".join(f"{name} {value}" for name, value in layer["numbers"])
-        lines.append(f"  {layer['layer']}  {mark:18s} {numbers}")
-    if facts["merge"]:
-        lines.append(f"merge {facts['merge']}")
-    return "\n".join(lines)
-
-
 def log(folder: Path) -> list[Json]:
     """Index, type and id of every logged statement."""
     state = State(folder)
@@ -161,22 +121,43 @@ def log(folder: Path) -> list[Json]:
         ledger.close()
 
 
-def recompute(folder: Path, beginning: str) -> Json:
-    """A merge done again from the store's blobs: stated and recomputed root."""
-    from paris_coordinator.genesis import file_root
-    from paris_models.merge import merge_files
+def recompute(folder: Path, beginning: str, places: Sequence[str] = ()) -> Json:
+    """A merge or revert of a state folder done again: stated and recomputed root.
 
-    state = State(folder)
-    desk, store = _desk(state), BlobStore(state.store)
-    id = _one(desk.merges, beginning)
-    record = desk.merges[id]
-    inputs = [
-        (store.path(part.update.blob), float.fromhex(part.weight), float.fromhex(part.scale))
-        for part in record.inputs
-    ]
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "merged.safetensors"
-        merge_files(store.path(record.parent.weights.blob), inputs, out)
-        root = file_root(out)
-    stated = record.result.root
-    return {"merge": id, "stated": stated, "root": root, "same": root == stated}
+    Inputs come from `places` (folders, addresses) and the state folder's own store.
+    """
+    desk = open_desk(State(folder))
+    steps: dict[str, Merge | Revert] = {**desk.merges, **desk.reverts}
+    return _again(steps, one_of(steps, beginning), [*places, str(folder)], desk.policy.inputs_kept)
+
+
+def recompute_logged(log: str, beginning: str, places: Sequence[str]) -> Json:
+    """The same from a mirrored log and blobs alone, for whoever has no state folder.
+
+    The network is the one that the log names. Raises what `paris_protocol.net.logs` refuses.
+    """
+    place = LogPlace(log)
+    name = place.read(CHECKPOINT, MAX_NOTE).decode("utf-8", "replace").partition("\n")[0]
+    network = name.rpartition("/")[2]
+    found = read_log(place, network)
+    indices = {id: index for index, id in enumerate(found.reader.entries())}
+    authority = Authority(found.genesis, found.policies, indices)
+    steps: dict[str, Merge | Revert] = {}
+    for id, index in indices.items():
+        sealed = found.genesis if id == network else unseal_any(place.statement(id), network)
+        if isinstance(sealed.record, Merge | Revert):
+            authority.check(sealed, index)
+            steps[id] = sealed.record
+    kept = found.policies[-1].record.inputs_kept
+    return _again(steps, one_of(steps, beginning), list(places), kept)
+
+
+def _again(steps: Mapping[str, Merge | Revert], id: str, places: Sequence[str], kept: int) -> Json:
+    from paris_models.commands.recompute import Blobs, Recomputer
+
+    with tempfile.TemporaryDirectory(prefix="paris-recompute-") as scratch:
+        blobs = Blobs(places, Path(scratch), kept)
+        found = Recomputer(steps, blobs, Path(scratch)).step(id)
+    if found.missing:
+        raise ParisError("merge.input-gone", found.missing)
+    return {"merge": id, "stated": found.stated, "root": found.root, "same": found.same}

@@ -15,8 +15,9 @@ import tomllib
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
+from paris_coordinator.recipe_audit import Audit, Positive, Section
 from paris_models.config import LADDER, ExpertConfig, RecipeConfig, RouterConfig, SamplerConfig
 from paris_protocol.canonical import decimal
 from paris_protocol.errors import ParisError
@@ -24,13 +25,6 @@ from paris_protocol.errors import ParisError
 MAX_BYTES: Final = 1 << 20
 SMALL: Final = ("patch-pca", "hashed-words", "pixel-statistics")
 """Encoders that are made here and have no source to be loaded from."""
-Positive = Field(ge=1)
-
-
-class Section(BaseModel):
-    """A table of the file: frozen, no unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class Geometry(Section):
@@ -208,6 +202,8 @@ class Margins(Section):
     copy_cosine: float = Field(gt=0, le=1)
     noise_cosine: float = Field(ge=-1, le=1)
     source: str = Field(max_length=200)
+    looks: tuple[int, ...] = ()
+    block_z: float = Field(default=0.0, ge=0)
 
 
 class Policy(Section):
@@ -266,6 +262,7 @@ class Recipe(Section):
     plan: Plan
     margins: Margins | None = None
     policy: Policy = Policy()
+    audit: Audit = Audit()
     licences: tuple[Licence, ...] = ()
     _folder: Path = PrivateAttr(default_factory=Path)
 
@@ -326,6 +323,7 @@ class Recipe(Section):
             "plan": _plain(self.plan),
             "margins": None if self.margins is None else _plain(self.margins),
             "policy": {k: v for k, v in _plain(self.policy).items() if v is not None},
+            "audit": {k: v for k, v in _plain(self.audit).items() if v is not None},
             "licences": [_plain(licence) for licence in self.check_licences()],
         }
 
@@ -342,6 +340,8 @@ def _plain(section: Section | ExpertConfig) -> dict[str, Any]:
 def _value(value: Any) -> Any:
     if isinstance(value, float):
         return decimal(value)
+    if isinstance(value, dict):
+        return {name: _value(part) for name, part in value.items()}
     return [_value(part) for part in value] if isinstance(value, tuple | list) else value
 
 

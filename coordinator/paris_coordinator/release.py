@@ -37,6 +37,7 @@ from paris_protocol.records import (
     Release,
     ReleasedExpert,
     ReleaseFile,
+    Revert,
 )
 from paris_protocol.release import PROOF, RELEASE, UNLISTED, provenance_files
 
@@ -46,7 +47,7 @@ class ReleaseSource:
     """What a release is made of.
 
     `models` is the folder that the `bundle` job wrote and `router_root` its answer; `lineage` is
-    what `paris_protocol.release.lineage_statements` chose out of the log.
+    what `paris_protocol.evidence.lineage_statements` chose out of the log.
     """
 
     genesis: Sealed[Genesis]
@@ -56,6 +57,7 @@ class ReleaseSource:
     models: Path
     router_root: str
     router_report: Mapping[str, object] = field(default_factory=dict)
+    scan: Mapping[str, Any] = field(default_factory=dict)
     number: int = 1
     previous: str | None = None
     at: int = 0
@@ -129,16 +131,17 @@ def list_files(folder: Path) -> tuple[ReleaseFile, ...]:
 
 
 def _facts(source: ReleaseSource) -> CardFacts:
-    merges = {s.id: s.record for s in source.lineage if isinstance(s.record, Merge)}
+    steps = {s.id: s.record for s in source.lineage if isinstance(s.record, Merge | Revert)}
     nodes = {s.record.node for s in source.lineage if s.record.TYPE == "verdict"}
     return CardFacts(
         network=source.genesis.id,
         genesis=source.genesis.record,
         number=source.number,
         heads=source.heads,
-        merges=merges,
+        steps=steps,
         nodes=len(nodes),
         router=source.router_report,
+        scan=source.scan,
     )
 
 

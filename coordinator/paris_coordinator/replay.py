@@ -9,20 +9,42 @@ A row that does not spell a fact is refused (`state.corrupt`)::
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
 
 from paris_coordinator.config import State
 from paris_coordinator.desk import Desk
-from paris_coordinator.events import Fact, Filed, Ordered, Sampled, Trained, Uploaded
+from paris_coordinator.events import (
+    Answered,
+    Called,
+    Fact,
+    Filed,
+    Measured,
+    Opened,
+    Ordered,
+    Sampled,
+    Scanned,
+    Scored,
+    Trained,
+    Uploaded,
+)
 from paris_coordinator.ledger import STATEMENT, Entry, Envelope, Ledger
 from paris_protocol.envelope import Sealed, unseal_any
 from paris_protocol.errors import ParisError
 from paris_protocol.records import Policy
 
-BODIES: dict[str, type[Uploaded] | type[Trained] | type[Sampled] | type[Ordered]] = {
+BODIES: dict[str, type[Any]] = {
     "uploaded": Uploaded,
+    "measured": Measured,
+    "opened": Opened,
+    "called": Called,
+    "answered": Answered,
     "trained": Trained,
     "sampled": Sampled,
+    "scored": Scored,
+    "scanned": Scanned,
     "ordered": Ordered,
 }
 """Facts that are no statements, by the kind under which the ledger keeps them."""
@@ -33,7 +55,16 @@ def entry_of(fact: Fact, at: int, raw: bytes = b"") -> Entry:
     if isinstance(fact, Filed):
         return Entry(at, STATEMENT, Envelope(fact.id, fact.record.TYPE, fact.signer, raw))
     kind = next(name for name, body in BODIES.items() if isinstance(fact, body))
-    return Entry(at, kind, None, json.dumps(fact._asdict(), sort_keys=True))
+    return Entry(at, kind, None, json.dumps(fact._asdict(), sort_keys=True, default=_plain))
+
+
+def _plain(record: BaseModel) -> Any:
+    return record.model_dump(mode="json")
+
+
+@lru_cache
+def _reader(kind: str) -> TypeAdapter[Fact]:
+    return TypeAdapter(BODIES[kind])
 
 
 def fact_of(entry: Entry, network: str) -> Fact:
@@ -42,11 +73,8 @@ def fact_of(entry: Entry, network: str) -> Fact:
         if entry.statement is not None:
             sealed = unseal_any(entry.statement.raw, network)
             return Filed(sealed.id, sealed.signer, sealed.record)
-        values = json.loads(entry.body)
-        listed = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        kind: Callable[..., Fact] = BODIES[entry.kind]
-        return kind(**listed)
-    except (ParisError, KeyError, TypeError, ValueError) as error:
+        return _reader(entry.kind).validate_json(entry.body)
+    except (ParisError, KeyError, ValueError) as error:
         raise ParisError("state.corrupt", f"ledger event {entry.kind}: {error}") from error
 
 

@@ -18,36 +18,39 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from paris_coordinator import judging, release
-from paris_coordinator.board import Work
+from paris_coordinator import release
 from paris_coordinator.events import (
+    Ask,
+    Call,
+    CommitSecret,
+    Conclude,
+    Dismiss,
     Effect,
+    OpenSecret,
     Publish,
+    Replay,
+    Revoke,
+    RunCanary,
     RunMerge,
     RunRelease,
+    RunRevert,
     RunRouter,
     RunSamples,
+    RunScan,
     Sampled,
+    Scanned,
     Tick,
     Trained,
     Verify,
 )
-from paris_coordinator.merging import Part, merge_shares
+from paris_coordinator.heads import Heads
 from paris_coordinator.office import Office
-from paris_protocol.canonical import canonical, real
+from paris_coordinator.verdicts import Jobs, Verdicts
+from paris_protocol.canonical import canonical
 from paris_protocol.errors import ParisError
-from paris_protocol.records import (
-    Head,
-    Layer,
-    Merge,
-    MergeInput,
-    Policy,
-    Release,
-    TensorFile,
-    Verdict,
-)
+from paris_protocol.records import Head, Release
 
 Json = dict[str, Any]
 Note = Callable[[str, Json], None]
@@ -71,18 +74,12 @@ class Trouble(NamedTuple):
     until: float = 0.0
 
 
-class Jobs(Protocol):
-    """Whoever runs the heavy work: `worker.Worker`, or a double in tests."""
-
-    async def run(self, job: Json, timeout: float = 3600.0) -> Json:
-        """The job's answer, or ParisError."""
-
-
 class Shift:
     """One coordinator's loop of work."""
 
     def __init__(self, office: Office, jobs: Jobs, note: Note) -> None:
         self.office, self._jobs, self._note = office, jobs, note
+        self.verdicts, self.heads = Verdicts(office, jobs), Heads(office, jobs)
         self._later: dict[Effect, Trouble] = {}
         self._samples_every = office.state.settings().samples_every
 
@@ -120,8 +117,8 @@ class Shift:
         wait = min(LONGEST_WAIT, 2 * trouble.wait or FIRST_WAIT)
         self._later[effect] = Trouble(trouble.tries + 1, wait, time.monotonic() + wait)
         hopeless = code in INCURABLE and not ours and trouble.tries + 1 >= TRIES
-        if isinstance(effect, Verify) and hopeless and await self._able():
-            await self._file_verdict(effect.contribution, (), False, code)
+        if isinstance(effect, Verify | Replay) and hopeless and await self._able():
+            await self.verdicts.refuse(effect.contribution, code)
         return {"error": code, "detail": detail[:500], "again_in": wait}
 
     async def _able(self) -> bool:
@@ -134,134 +131,46 @@ class Shift:
 
     async def _do(self, effect: Effect) -> Json:
         match effect:
-            case Verify(contribution):
-                return await self._verify(contribution)
             case RunMerge(expert, contributions):
-                return await self._merge(expert, contributions)
+                return await self.heads.merge(expert, contributions)
+            case RunRevert(expert, revocation, contributions):
+                return await self.heads.revert(expert, revocation, contributions)
             case RunRouter():
                 return await self._router()
             case RunSamples(roots):
                 return await self._samples(roots)
+            case RunScan(roots):
+                return await self._scan(roots)
             case RunRelease():
                 return await self._release()
             case Publish(release_id):
                 return await self._publish(release_id)
+            case _:
+                return await self._judge(effect)
+
+    async def _judge(self, effect: Effect) -> Json:
+        match effect:
+            case Verify(contribution):
+                return await self.verdicts.verify(contribution)
+            case Ask(contribution, attempt):
+                return await self.verdicts.ask(contribution, attempt)
+            case Call(contribution):
+                return await self.verdicts.call(contribution)
+            case Replay(contribution):
+                return await self.verdicts.replay(contribution)
+            case RunCanary(assignment):
+                return await self.verdicts.canary(assignment)
+            case Conclude(contribution):
+                return await self.verdicts.conclude(contribution)
+            case Dismiss(contribution):
+                return await self.verdicts.dismiss(contribution)
+            case Revoke(node):
+                return await self.verdicts.revoke(node)
+            case CommitSecret(expert):
+                return await self.verdicts.commit_secret(expert)
+            case OpenSecret(id):
+                return await self.verdicts.open_secret(id)
         raise AssertionError(effect)
-
-    # ------------------------------------------------------------ verdicts
-
-    async def _verify(self, contribution: str) -> Json:
-        office = self.office
-        work = office.desk.work_of(contribution)
-        policy = office.policy(work.record.policy).record
-        answer = await self._jobs.run(await asyncio.to_thread(self._verify_job, work, policy))
-        layers = tuple(Layer.model_validate_json(json.dumps(layer)) for layer in answer["layers"])
-        accepted, code = judging.decide(layers, policy, work.record.round)
-        return await self._file_verdict(contribution, layers, accepted, code)
-
-    async def _file_verdict(
-        self, contribution: str, layers: tuple[Layer, ...], accepted: bool, code: str
-    ) -> Json:
-        office, work = self.office, self.office.desk.work_of(contribution)
-        if work.state != "queued":
-            return {"contribution": contribution, "code": "unit.closed"}
-        verdict = await office.file(
-            Verdict(
-                contribution=contribution,
-                assignment=work.id,
-                node=work.record.node,
-                expert=work.record.expert,
-                round=work.record.round,
-                accepted=accepted,
-                code=code,
-                layers=layers,
-                policy=work.record.policy,
-                at=office.now(),
-            )
-        )
-        return {"contribution": contribution, "verdict": verdict.id, "code": code}
-
-    def _verify_job(self, work: Work, policy: Policy) -> Json:
-        office, record = self.office, work.record
-        rivals = [
-            {"id": rival.contribution, "node": rival.record.node, "path": self._update(rival)}
-            for rival in office.desk.rivals(work)
-            if _sound(rival)
-        ]
-        return {
-            "job": "verify",
-            "genesis": str(office.state.genesis_file),
-            "assignment": record.model_dump(mode="json"),
-            "commitment": work.committed and work.committed.model_dump(mode="json"),
-            "contribution": work.done.model_dump(mode="json"),
-            "update": self._update(work),
-            "parent": str(office.head_file(record.parent)),
-            "private": str(office.state.private_shard("validation", record.expert)),
-            "others": rivals,
-            "history": office.desk.relative_norms(record.round),
-            "policy": policy.model_dump(mode="json"),
-            "secret": office.secret("held-out"),
-        }
-
-    def _update(self, work: Work) -> str:
-        return str(self.office.store.path(work.done.update.blob))
-
-    # ------------------------------------------------------------ merges
-
-    async def _merge(self, expert: int, contributions: tuple[str, ...]) -> Json:
-        office, desk = self.office, self.office.desk
-        head = desk.experts[expert].head
-        works = [desk.work_of(contribution) for contribution in contributions]
-        shares = merge_shares(
-            [Part(work.contribution or "", work.done.steps, _norm(work)) for work in works]
-        )
-        inputs = tuple(
-            MergeInput(
-                contribution=share.contribution,
-                update=work.done.update,
-                weight=share.weight.hex(),
-                scale=share.scale.hex(),
-            )
-            for work, share in zip(works, shares, strict=True)
-        )
-        attempt = desk.experts[expert].attempt
-        out = office.state.heads / f"expert{expert}-{head.round + 1}.{attempt}.safetensors"
-        job = await asyncio.to_thread(self._merge_job, head, expert, works, inputs, out)
-        answer = await self._jobs.run(job)
-        blob = await asyncio.to_thread(office.store.add_file, out)
-        merge = await office.file(
-            Merge(
-                expert=expert,
-                round=head.round,
-                parent=head,
-                inputs=inputs,
-                result=TensorFile(blob=blob, root=answer["root"]),
-                published=not answer["worse"],
-                numbers=tuple((name, value) for name, value in answer["numbers"]),
-                policy=desk.policy.number,
-                at=office.now(),
-            )
-        )
-        found = {"expert": expert, "round": head.round, "merge": merge.id}
-        return {**found, "published": merge.record.published}
-
-    def _merge_job(
-        self, head: Head, expert: int, works: list[Work], inputs: tuple[MergeInput, ...], out: Path
-    ) -> Json:
-        office = self.office
-        return {
-            "job": "merge",
-            "genesis": str(office.state.genesis_file),
-            "parent": str(office.head_file(head)),
-            "inputs": [
-                {"path": self._update(work), "weight": part.weight, "scale": part.scale}
-                for work, part in zip(works, inputs, strict=True)
-            ],
-            "out": str(out),
-            "private": str(office.state.private_shard("validation", expert)),
-            "policy": office.desk.policy.model_dump(mode="json"),
-            "secret": office.secret("held-out"),
-        }
 
     # ------------------------------------------------------------ router, samples, release
 
@@ -318,6 +227,27 @@ class Shift:
         await office.tell(Sampled(roots, files))
         return {"files": len(files)}
 
+    async def _scan(self, roots: tuple[str, ...]) -> Json:
+        """Searches the heads for words that have learned too much."""
+        report = await self._jobs.run(await asyncio.to_thread(self._scan_job))
+        await self.office.tell(Scanned(roots, json.dumps(report, sort_keys=True)))
+        return report
+
+    def _scan_job(self) -> Json:
+        office, genesis = self.office, self.office.genesis.record
+        heads = tuple(expert.head for expert in office.desk.experts)
+        initial = str(office.store.path(genesis.initial.blob))
+        return self._models_job("scan", heads) | {
+            "before": [initial for _ in heads],
+            "shards": [
+                [cluster.index, str(office.store.path(shard.file.blob))]
+                for cluster in genesis.clusters
+                for shard in cluster.shards
+            ],
+            "prompts": list(office.state.settings().prompts),
+            "seed": self._seed("scan"),
+        }
+
     async def _release(self) -> Json:
         office, desk = self.office, self.office.desk
         heads = tuple(expert.head for expert in desk.experts)
@@ -333,6 +263,7 @@ class Shift:
             models=models,
             router_root=answer["router_root"],
             router_report=json.loads(desk.router or "{}"),
+            scan=json.loads(desk.scanned.report) if desk.scanned else {},
             number=number,
             previous=next(reversed(desk.releases), None),
             at=office.now(),
@@ -354,7 +285,7 @@ class Shift:
         """Gives a signed release its proof and its folder."""
         office, record = self.office, self.office.desk.releases[id]
         lineage = office.lineage(self._released(record))
-        proof = canonical(await office.evidence([id, *lineage]))
+        proof = canonical(await office.proof(id, list(lineage)))
         draft, folder = self._draft(record.number), office.state.releases / str(record.number)
         await asyncio.to_thread(release.publish, draft, office.sealed(id), proof, folder)
         return {"number": record.number, "folder": str(folder)}
@@ -364,21 +295,5 @@ class Shift:
         heads = []
         for expert in record.experts:
             if expert.merge is not None:
-                merge = self.office.desk.merges[expert.merge]
-                heads.append(Head(round=merge.round + 1, weights=merge.result, merge=expert.merge))
+                heads.append(self.office.desk.head_of(expert.merge))
         return heads
-
-
-def _sound(work: Work) -> bool:
-    """Whether its update passed L0, so that it can be opened for comparison."""
-    return work.judged is not None and any(layer.passed for layer in work.judged.layers[:1])
-
-
-def _norm(work: Work) -> float:
-    """The norm of an accepted update, from the numbers of its verdict (L2)."""
-    if work.judged is not None:
-        for layer in work.judged.layers:
-            for name, value in layer.numbers:
-                if name == "norm":
-                    return real(value)
-    raise ParisError("internal", f"the verdict on {work.contribution} names no norm")

@@ -29,7 +29,23 @@ from typing import IO, Any, Final
 from paris_protocol.errors import ParisError
 
 LINE_LIMIT: Final = 16 << 20
-JOBS: Final = ("verify", "merge", "router", "samples", "bundle", "ping", "ready")
+JOBS: Final = {
+    "verify": "verify:verify",
+    "merge": "merge:merge",
+    "router": "router:train",
+    "samples": "samples:samples",
+    "bundle": "bundle:bundle",
+    "secret": "secret:secret",
+    "scan": "scan:scan",
+    "loose": "loose:loose",
+    "replay": "replay:replay",
+    "numerics": "replay:numerics",
+    "answer": "replay:answer",
+    "revert": "merge:revert",
+}
+"""Job → module below `paris_coordinator.jobs` and its function, loaded when it is asked for."""
+HERE: Final = ("ping", "ready")
+"""Jobs that this module answers itself."""
 
 Json = dict[str, Any]
 
@@ -58,7 +74,7 @@ class Worker:
 
         `timeout` is in seconds and covers one attempt, start-up included.
         """
-        if job.get("job") not in JOBS:
+        if job.get("job") not in (*HERE, *JOBS):
             raise ParisError("internal", f"unknown job {job.get('job')!r}")
         async with self._one_at_a_time:
             for _attempt in range(2):
@@ -169,26 +185,11 @@ def _dispatch(job: Json) -> Json:
     if name == "ready":  # all that judging needs can be loaded
         importlib.import_module("paris_coordinator.jobs.verify")
         return {}
-    if name == "verify":
-        from paris_coordinator.jobs.verify import verify
-
-        return verify(job)
-    if name == "merge":
-        from paris_coordinator.jobs.merge import merge
-
-        return merge(job)
-    if name == "router":
-        from paris_coordinator.jobs.router import train
-
-        return train(job)
-    if name == "samples":
-        from paris_coordinator.jobs.samples import samples
-
-        return samples(job)
-    if name == "bundle":
-        from paris_coordinator.jobs.bundle import bundle
-
-        return bundle(job)
+    if name in JOBS:
+        module, function = JOBS[name].split(":")
+        run = getattr(importlib.import_module(f"paris_coordinator.jobs.{module}"), function)
+        answer: Json = run(job)
+        return answer
     raise ParisError("internal", f"unknown job {name!r}")
 
 

@@ -17,12 +17,16 @@ from paris_protocol.keys import PrivateKey, peer_id
 from paris_protocol.records import (
     Assignment,
     Beat,
+    Challenge,
     Commitment,
     Contribution,
     LeaseRequest,
+    Opening,
+    OpenState,
     Registration,
     TensorFile,
 )
+from paris_protocol.secretsets import set_root
 from paris_protocol.tensors import states_root, tensor_root
 
 
@@ -42,10 +46,13 @@ def prepared_folder(folder, experts=2, shards=4, **policy):
     return folder
 
 
-def found(folder, experts=2, shards=4, plan=None, **policy):
-    """A network in `folder`/state; its experts are one tensor of three numbers."""
+def found(folder, experts=2, shards=4, plan=None, audit=None, **policy):
+    """A network in `folder`/state; its experts are one tensor of three numbers.
+
+    `audit`: what differs from the default rules; None for a network that audits nothing.
+    """
     prepared = prepared_folder(folder / "prepared", experts, shards)
-    overrides = dict(policy, **({"plan": plan} if plan else {}))
+    overrides = dict(policy, audit=audit, **({"plan": plan} if plan else {}))
     real, founding.expert_schema = founding.expert_schema, lambda _: None
     try:
         init(prepared, folder / "state", Setup(port=8420, overrides=overrides), 1000)
@@ -58,11 +65,20 @@ def open_office(state, clock=time.time):
     return Office(state, clock)
 
 
-class FakeJobs:
-    """Answers at once: everything is accepted unless `refuse` says otherwise."""
+NUMERICS = "a" * 64
+"""The numeric class of all machines here."""
 
-    def __init__(self, refuse=lambda job: False, worse=lambda job: False):
-        self.refuse, self.worse, self.done = refuse, worse, []
+
+class FakeJobs:
+    """Answers at once: everything is accepted unless `refuse` says otherwise, and so on.
+
+    `cheated`: assignments (JSON) whose replay does not give the committed states.
+    """
+
+    def __init__(
+        self, refuse=lambda job: False, worse=lambda job: False, cheated=lambda assignment: False
+    ):
+        self.refuse, self.worse, self.cheated, self.done = refuse, worse, cheated, []
 
     async def run(self, job, timeout=0.0):
         self.done.append(job)
@@ -78,7 +94,36 @@ class FakeJobs:
             "layers": [x.model_dump(mode="json") for x in layers],
             "norm": "1",
             "relative": "0.01",
+            "private": {"delta": "-0.1", "se": "0.01"},
         }
+
+    def numerics(self, job):
+        return {"numerics": NUMERICS}
+
+    def replay(self, job):
+        assert all(Path(path).exists() for _, path in job["states"])
+        assert all(Path(path).exists() for path in [job["parent"], *job["shards"]])
+        exact, sound = job["numerics"] == NUMERICS, not self.cheated(job["assignment"])
+        answer = {"exact": exact, "numerics": NUMERICS, "segments": [], "passed": True, "code": ""}
+        if not exact and not job["audit"]["tolerances"]:
+            return answer | {"code": "audit.tolerance"}
+        needed = set(job["segments"]) - {0} | {len(job["commitment"]["states"]) - 1}
+        assert needed <= {index for index, _ in job["states"]}
+        segments = [made.segment(i, sound).model_dump(mode="json") for i in job["segments"]]
+        return answer | {
+            "segments": segments, "passed": sound, "code": "" if sound else "audit.mismatch"
+        }  # fmt: skip
+
+    def answer(self, job):
+        roots = [made.digest(job["assignment"]["seed"], i) for i in range(made.STATES)]
+        return {"states": roots, "update_root": "0" * 64, "numerics": NUMERICS}
+
+    def secret(self, job):
+        clips, salt = [made.digest("clip", job["head"])], made.digest("salt", job["head"])
+        return {"salt": salt, "clips": clips, "root": set_root(salt, clips)}
+
+    def scan(self, job):
+        return {"words": 0, "experts": [], "flagged": []}
 
     def merge(self, job):
         assert all(Path(part["path"]).exists() for part in job["inputs"])
@@ -88,7 +133,14 @@ class FakeJobs:
         draft.write_bytes(made.safetensors({"w": ((3,), value)}))
         draft.rename(job["out"])
         root = file_root(Path(job["out"]))
-        return {"root": root, "numbers": [["after", "1.5"]], "worse": self.worse(job)}
+        parts = [[i, part["weight"], part["scale"]] for i, part in enumerate(job["inputs"])]
+        return {
+            "root": root, "numbers": [["after", "1.5"]], "worse": self.worse(job),
+            "inputs": parts, "left_out": [],
+        }  # fmt: skip
+
+    def revert(self, job):
+        return self.merge(job | {"inputs": job["removed"]})
 
     def router(self, job):
         assert all(Path(path).exists() for _, path in job["shards"] + job["private"])
@@ -127,6 +179,7 @@ class FakeNode:
     def __init__(self, network, seed, clock=time.time):
         self.network, self.clock = network, clock
         self.key = PrivateKey.from_seed(bytes([seed]) * 32)
+        self.promised, self.answers, self.says = {}, True, True
 
     def seal(self, record):
         return seal(record, self.key, self.network)
@@ -177,10 +230,48 @@ class FakeNode:
         contribution = self.seal(
             Contribution(
                 assignment=assignment.id, commitment=commitment.id, update=file, steps=record.steps,
-                samples=record.steps * record.batch, loss="1", seconds=1,
+                samples=record.steps * record.batch, loss="1", seconds=1, numerics=NUMERICS,
             )
         )  # fmt: skip
+        self.promised[contribution.id] = commitment.record
         return commitment, contribution, data
+
+    def challenges(self, answer):
+        """The challenges in the answer to a beat."""
+        return [
+            unseal(json.dumps(raw, sort_keys=True, separators=(",", ":")).encode(), Challenge,
+                   self.network, None)
+            for raw in answer["challenges"]
+        ]  # fmt: skip
+
+    def opening(self, challenge, name="state"):
+        """The opening that a challenge asks for, and the bytes of its states by blob."""
+        committed = self.promised[challenge.record.contribution]
+        states, files = [], {}
+        for index in challenge.record.states:
+            value = float(int(made.digest(name, committed.states[index])[:6], 16))
+            data = made.safetensors({"w": ((3,), value)})
+            ref = Manifest.build([data]).ref
+            files[ref.id] = data
+            file = TensorFile(blob=ref, root=committed.states[index])
+            states.append(OpenState(index=index, file=file))
+        record = Opening(
+            challenge=challenge.id, contribution=challenge.record.contribution,
+            states=tuple(states),
+        )  # fmt: skip
+        return self.seal(record), files
+
+    async def beats(self, office, remote="127.0.0.1"):
+        """Lives for a moment: opens whatever states it is asked for; how many challenges."""
+        asked = self.challenges(await office.beat(self.beat(), remote))
+        for challenge in asked if self.answers else ():
+            opening, files = self.opening(challenge)
+            while (state := await office.open_states(opening.raw))["state"] != "complete":
+                for blob in state["lacking"]:
+                    data = files[blob]
+                    await office.uploads.put_manifest(blob, len(data), Manifest.build([data]).raw)
+                    await office.uploads.put_piece(blob, 0, data)
+        return len(asked)
 
     async def hand_in(self, office, answer, value=None):
         """Everything after training; the contribution's id."""
@@ -194,19 +285,43 @@ class FakeNode:
         ref = contribution.record.update.blob
         manifest = Manifest.build([data])
         if state["manifest_missing"]:
-            await office.put_manifest(ref.id, ref.size, manifest.raw)
+            await office.uploads.put_manifest(ref.id, ref.size, manifest.raw)
         for number in state["missing"] or range(len(manifest.pieces)):
             if state["state"] == "uploading":
-                await office.put_piece(ref.id, number, data[number * PIECE : (number + 1) * PIECE])
+                await office.uploads.put_piece(
+                    ref.id, number, data[number * PIECE : (number + 1) * PIECE]
+                )
 
     async def turn(self, office):
         """One unit, if there is one: the contribution's id, None, or "finished"."""
         try:
             answer = await office.lease(self.request())
         except ParisError as error:
-            assert error.code in ("work.none", "node.quarantined"), error.sentence
+            assert error.code in ("work.none", "node.quarantined", "node.revoked"), error.sentence
             return None
-        return "finished" if "finished" in answer else await self.hand_in(office, answer)
+        if "finished" in answer:
+            return "finished"
+        assignment = self.assignment(answer)
+        if assignment.record.kind == "audit":
+            return await self.audit(office, assignment)
+        return await self.hand_in(office, answer)
+
+    async def audit(self, office, assignment, sound=None):
+        """Reports on an audit that it was given; `sound`: what it says."""
+        task = assignment.record.audit
+        report = made.report_for(
+            task.contribution, task.segments, self.says if sound is None else sound,
+            assignment.id, self.key.id,
+        )  # fmt: skip
+        return (await office.audit(self.seal(report).raw))["id"]
+
+
+async def work_off(shift):
+    """Everything that can be done now."""
+    worked = False
+    while await shift.step():
+        worked = True
+    return worked
 
 
 async def run_out(office, shift, nodes, most=500):
@@ -215,9 +330,9 @@ async def run_out(office, shift, nodes, most=500):
         await office.register(node.registration())
     for _ in range(most):
         turns = [await node.turn(office) for node in nodes]
-        worked = False
-        while await shift.step():
-            worked = True
+        worked = await work_off(shift)
+        for node in nodes:
+            worked = bool(await node.beats(office)) or worked
         if not worked and all(turn in (None, "finished") for turn in turns):
             troubles = [facts for _, facts in shift.notes if "error" in facts]
             assert not shift.due(), troubles

@@ -5,10 +5,11 @@ import struct
 from contextlib import contextmanager
 
 from paris_coordinator.desk import Desk
-from paris_coordinator.events import Filed, LeaseAsked, Uploaded
+from paris_protocol.audit import make_draw, segments_of
 from paris_protocol.canonical import sha256_hex
 from paris_protocol.errors import ParisError
 from paris_protocol.records import (
+    AuditReport,
     Commitment,
     Contribution,
     Genesis,
@@ -16,14 +17,19 @@ from paris_protocol.records import (
     LeaseRequest,
     Merge,
     MergeInput,
+    Opening,
+    OpenState,
     Policy,
     Registration,
+    Segment,
     TensorFile,
     Verdict,
 )
 
 NETWORK = "f" * 64
 KEY = "ed25519:" + "a" * 64
+STATES = 3
+"""Committed states of a unit of four steps, every second one."""
 
 
 @contextmanager
@@ -142,19 +148,28 @@ def genesis(experts=2, shards=4):
     return Genesis.model_validate_json(json.dumps(made))
 
 
-def policy(**plan):
+RULES = {
+    "chain": "c" * 64, "chain_length": 1 << 16, "segments": 1, "rate": "2", "floor": "0.05",
+    "probation": 2, "probation_weight": "0.25", "vesting": 2, "answer_within": 60,
+    "retry_within": 30, "auditors": 0, "canary": "0", "tolerances": [],
+}  # fmt: skip
+
+
+def policy(audit=None, **plan):
+    """`audit`: what differs from `RULES`; None for a policy that audits nothing."""
     value = described()
     made = {
         "number": 1, "previous": None, "since": 0, "coordinator_keys": [KEY], "addresses": [],
         "bootstraps": [], "plan": value["plan"] | plan, "margins": value["margins"],
         "dtype": "float32", "threads": 1, "kernels": "reference", "update_codec": "dense-f32",
         "min_version": "0.1.0",
+        "audit": None if audit is None else RULES | audit,
     } | value["policy"]  # fmt: skip
     return Policy.model_validate_json(json.dumps(made))
 
 
-def desk(experts=2, shards=4, **plan):
-    return Desk(NETWORK, genesis(experts, shards), policy(**plan), digest("policy"))
+def desk(experts=2, shards=4, audit=None, **plan):
+    return Desk(NETWORK, genesis(experts, shards), policy(audit, **plan), digest("policy"))
 
 
 def request(**changed):
@@ -174,7 +189,7 @@ def registration(node):
 
 
 def commitment_for(assignment_id, record, name="c"):
-    states = (digest(name, assignment_id, 0), digest(name, assignment_id, 1))
+    states = tuple(digest(name, assignment_id, place) for place in range(STATES))
     return Commitment(
         assignment=assignment_id, states=states, states_root=digest("states", *states),
         update_root=tensor_file((name, assignment_id)).root, steps=record.steps,
@@ -193,18 +208,58 @@ def layers(accepted=True, norm="1"):
     numbers = (("norm", norm), ("relative", "0.01"))
     found = [Layer(layer=name, passed=True, code="") for name in ("L0", "L1")]
     found.append(Layer(layer="L2", passed=True, code="", numbers=numbers))
-    numbers = (("delta", "-0.1" if accepted else "1"), ("se", "0.01"))
+    numbers = (("n", "256"), ("margin", "0.02"), ("bucket", "-1" if accepted else "1"))
     found.append(
         Layer(layer="L3", passed=accepted, code="" if accepted else "loss.damage", numbers=numbers)
     )
     return tuple(found)
 
 
-def verdict_for(work, accepted=True):
+def verdict_for(work, accepted=True, code=None, found=None, reports=(), draw=None):
     return Verdict(
         contribution=work.contribution, assignment=work.id, node=work.record.node,
         expert=work.record.expert, round=work.record.round, accepted=accepted,
-        code="accepted" if accepted else "loss.damage", layers=layers(accepted), policy=1, at=0,
+        code=code or ("accepted" if accepted else "loss.damage"),
+        layers=layers(accepted) if found is None else found, policy=1, at=0,
+        audit=draw, reports=tuple(reports),
+    )  # fmt: skip
+
+
+def segment(index, sound=True):
+    distance = "0" if sound else "1000000000"
+    return Segment(
+        index=index, exact=True, rho=distance, tensor=distance, limit="0", tensor_limit="0",
+        passed=sound,
+    )  # fmt: skip
+
+
+def report_for(contribution, segments, sound=True, assignment=None, auditor=KEY):
+    return AuditReport(
+        contribution=contribution, assignment=assignment, auditor=auditor, numerics="0" * 64,
+        segments=tuple(segment(index, sound) for index in segments), passed=sound, at=0,
+    )  # fmt: skip
+
+
+def draw_for(work, rules, secret="5" * 64):
+    """A draw of this contribution; the seed is made up."""
+    return make_draw(
+        rules, segments_of(work.record), number=work.number, size=1, root=digest(work.id),
+        secret=secret, standing=work.standing,
+    )  # fmt: skip
+
+
+def opening_for(challenge_id, challenge, committed, name="state"):
+    return Opening(
+        challenge=challenge_id, contribution=challenge.contribution,
+        states=tuple(
+            OpenState(
+                index=index,
+                file=tensor_file((name, challenge.contribution, index)).model_copy(
+                    update={"root": committed.states[index]}
+                ),
+            )
+            for index in challenge.states
+        ),
     )  # fmt: skip
 
 
@@ -224,64 +279,10 @@ def merge_of(desk, effect, published=True):
     )  # fmt: skip
 
 
-class Clerk:
-    """Files facts at a desk and keeps them, as the office does."""
-
-    def __init__(self, desk):
-        self.desk, self.facts = desk, []
-
-    def tell(self, fact, now):
-        effects = self.desk.handle(fact, now)
-        self.facts.append((now, fact))
-        return effects
-
-    def register(self, node, now=0):
-        self.tell(Filed(digest("registration", node), node, registration(node)), now)
-
-    def lease(self, node, now=0, **changed):
-        [effect] = self.desk.handle(LeaseAsked(node, request(**changed)), now)
-        if not hasattr(effect, "draft"):
-            return effect
-        id = digest("assignment", len(self.desk.works), effect.draft.seed)
-        self.tell(Filed(id, KEY, effect.draft), now)
-        return self.desk.works[id]
-
-    def commit(self, work, now=0, name="c", node=None):
-        record = commitment_for(work.id, work.record, name)
-        id = digest("commitment", work.id, name)
-        self.tell(Filed(id, node or work.record.node, record), now)
-        return id
-
-    def contribute(self, work, commitment, now=0, name="c", node=None):
-        record = contribution_for(work.id, commitment, work.record, name)
-        id = digest("contribution", work.id, name)
-        self.tell(Filed(id, node or work.record.node, record), now)
-        return id
-
-    def hand_in(self, work, now=0, name="c"):
-        id = self.contribute(work, self.commit(work, now, name), now, name)
-        self.tell(Uploaded(id), now)
-        return id
-
-    def judge(self, contribution, accepted=True, now=0):
-        record = verdict_for(self.desk.work_of(contribution), accepted)
-        self.tell(Filed(digest("verdict", contribution), KEY, record), now)
-
-    def merge(self, effect, published=True, now=0):
-        record = merge_of(self.desk, effect, published)
-        self.tell(
-            Filed(
-                digest("merge", record.expert, record.round, now, len(self.desk.merges)),
-                KEY,
-                record,
-            ),
-            now,
-        )
-
-
 def snapshot(desk):
     """Everything that a desk knows, comparable."""
-    return {name: repr(value) for name, value in vars(desk).items()}
+    plain = vars(desk) | {"shelf": vars(desk.shelf)}
+    return {name: repr(value) for name, value in plain.items()}
 
 
 def safetensors(tensors):

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from coordinator.fakes import FakeNode, found, new_shift, open_office
+from coordinator.fakes import FakeNode, found, new_shift, open_office, work_off
 from paris_coordinator.web.api import ENDPOINTS, MAX_BODY, add_api, document
 from paris_protocol.blobs import Manifest
 from paris_protocol.errors import REASONS, ParisError
@@ -64,7 +64,7 @@ def test_a_unit_from_register_to_receipt(state):
             assert (await control.post("contributions", result.raw))["state"] == "queued"
             assert await control.manifest(ref) == Manifest.build([data]).raw
             assert await control.piece(ref, 0) == data
-            await new_shift(office).step()
+            await work_off(new_shift(office))
             assert (await control.get(f"contributions/{result.id}"))["accepted"] is True
             receipt = await control.get(f"receipts/{result.id}")
             assert await control.statement(result.id) == result.raw

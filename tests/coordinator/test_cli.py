@@ -29,7 +29,9 @@ def run(monkeypatch, capsys):
     return call
 
 
-@pytest.mark.parametrize("verb", ["", "prepare", "init", "serve", "status", "inspect", "merge"])
+@pytest.mark.parametrize(
+    "verb", ["", "prepare", "init", "serve", "status", "inspect", "audit", "revoke", "merge"]
+)
 def test_help_imports_nothing_heavy(verb):
     heavy = ("torch", "diffusers", "transformers", "hivemind", "aiohttp", "sqlalchemy", "jinja2")
     code = (

@@ -12,8 +12,10 @@ from paris_coordinator.judging import (
     ACCEPTED,
     PairedLoss,
     UpdateNumbers,
+    block_z,
     damage,
     decide,
+    exact,
     failed,
     passed,
     statistics,
@@ -44,6 +46,8 @@ def l2(history: list[float] | None = None, **changes: Any) -> Layer:
         ({"reach": 2.6}, "statistics.norm"),
         ({"copies": {"a": 0.3, "b": 0.95}}, "statistics.copy"),
         ({"copies": {"a": 0.89}}, ""),
+        ({"rank": 0.05, "least_rank": 0.1}, "statistics.rank"),
+        ({"rank": 0.05}, ""),
         ({"descent": 0.002}, "statistics.noise"),
         ({"descent": -0.06}, "statistics.direction"),
     ],
@@ -98,20 +102,36 @@ def test_decide_takes_the_first_refusal() -> None:
 def test_decide_needs_all_layers_in_order() -> None:
     good = damage(paired(-0.01, 0.001), MARGINS, 0)
     for layers in ([passed("L0")], [], [passed("L0"), passed("L2"), passed("L1"), good]):
-        with pytest.raises(ValueError, match="layer"):
+        with pytest.raises(ValueError, match="L1"):
             decide(layers, POLICY)
 
 
-def test_decide_concludes_l3_from_its_numbers() -> None:
-    """A worker that says `passed` beside numbers that say otherwise is not believed."""
+def test_decide_concludes_l3_from_its_bucket() -> None:
+    """A worker that says `passed` beside a bucket that says otherwise is not believed."""
     bad = damage(paired(0.5, 0.001), MARGINS, 0).model_copy(update={"passed": True, "code": ""})
     layers = [passed("L0"), passed("L1"), passed("L2"), bad]
     assert decide(layers, POLICY, 0) == (False, "loss.damage")
 
 
 def test_margin_is_that_of_the_round() -> None:
-    layer = damage(paired(0.01, 0.0), MARGINS, 0)
-    assert layer.passed
-    layers = [passed("L0"), passed("L1"), passed("L2"), layer]
-    assert decide(layers, POLICY, 0)[0]
-    assert not decide(layers, POLICY, 1)[0]
+    assert damage(paired(0.01, 0.0), MARGINS, 0).passed
+    assert not damage(paired(0.01, 0.0), MARGINS, 1).passed
+
+
+def test_the_verdict_tells_buckets_and_no_losses() -> None:
+    for delta, bucket in ((-0.1, "-1"), (0.0, "0"), (0.5, "1")):
+        found = dict(damage(paired(delta, 0.001), MARGINS, 0).numbers)
+        assert found == {"n": "256", "margin": "0.02", "bucket": bucket}
+    assert dict(exact(paired(0.5, 0.001)))["delta"] == "0.5"
+
+
+def test_a_block_is_compared_with_its_own_lineage() -> None:
+    known = {"a": [0.2, 0.21, 0.19, 0.2, 0.22, 0.2, 0.18, 0.2], "b": [0.5] * 7}
+    assert block_z({"a": 0.2, "b": 9.0}, known) < 1  # seven are no distribution
+    assert block_z({"a": 0.4}, known) == pytest.approx(block_z({"a": 0.1}, known), rel=1e-6)
+    assert block_z({"a": 0.4}, known) > 4
+    assert block_z({"a": 0.0}, known) > 1e6
+    margins = MARGINS.model_copy(update={"block_z": "6"})
+    for reach, code in ((0.24, ""), (2.0, "statistics.block"), (0.0, "statistics.block")):
+        numbers = UpdateNumbers(**HONEST, blocks={"a": reach})
+        assert statistics(numbers, [], margins, known).code == code

@@ -8,6 +8,9 @@ from hypothesis import strategies as st
 
 from paris_coordinator.merging import NORM_BUDGET, Part, capped, merge_shares
 
+MIXED = st.lists(
+    st.tuples(st.integers(1, 10_000), st.floats(1e-6, 1e6), st.booleans()), min_size=1, max_size=12
+).map(lambda rows: [Part(str(i), *row) for i, row in enumerate(rows)])
 PARTS = st.lists(
     st.tuples(st.integers(1, 10_000), st.floats(1e-6, 1e6)), min_size=1, max_size=12
 ).map(lambda pairs: [Part(str(i), steps, norm) for i, (steps, norm) in enumerate(pairs)])
@@ -61,6 +64,43 @@ def test_capped_shares(amounts):
     shares = capped(amounts, most)
     assert math.fsum(shares) == pytest.approx(1)
     assert max(shares) <= most + 1e-9
+
+
+def test_probationers_have_their_part_and_no_more():
+    new = [Part(c, 100, 1.0, trusted=False) for c in "abcdef"]
+    shares = merge_shares([*new, Part("g", 100, 1.0), Part("h", 300, 1.0)], probation=0.25)
+    assert math.fsum(share.weight for share in shares[:6]) == pytest.approx(0.25)
+    assert [share.weight for share in shares[6:]] == pytest.approx([0.75 / 2] * 2)
+
+
+def test_few_probationers_among_many_count_fully():
+    known = [Part(c, 100, 1.0) for c in "abcdefg"]
+    shares = merge_shares([*known, Part("new", 100, 1.0, trusted=False)], probation=0.25)
+    assert [share.weight for share in shares] == pytest.approx([1 / 8] * 8)
+
+
+def test_without_a_trusted_node_the_rest_stays_with_the_parent():
+    assert merge_shares([Part("a", 1, 1.0, trusted=False)], probation=0.25) == [("a", 0.25, 1.0)]
+    pair = [Part("a", 100, 1.0, trusted=False), Part("b", 300, 1.0, trusted=False)]
+    assert [share.weight for share in merge_shares(pair, 0.25)] == pytest.approx([0.125] * 2)
+
+
+@given(MIXED, st.sampled_from([0.0625, 0.25, 0.5, 1.0]))
+def test_the_cap_on_probation_holds_whatever_comes(parts, probation):
+    shares = merge_shares(parts, probation)
+    new = [share.weight for share, part in zip(shares, parts, strict=True) if not part.trusted]
+    assert math.fsum(new) <= probation + 1e-12
+    total = math.fsum(share.weight for share in shares)
+    assert total == pytest.approx(1 if any(part.trusted for part in parts) else probation)
+    assert all(0 < share.weight <= 1 and 0 < share.scale <= 1 for share in shares)
+    everyone = merge_shares([part._replace(trusted=True) for part in parts], probation)
+    assert [share.scale for share in shares] == [share.scale for share in everyone]
+
+
+@pytest.mark.parametrize("probation", [-0.1, 1.1, math.nan])
+def test_a_cap_that_is_no_part_is_refused(probation):
+    with pytest.raises(ValueError, match="probation"):
+        merge_shares([Part("a", 1, 1.0)], probation)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,21 @@ import json
 import pytest
 
 from coordinator import synthetic as made
-from coordinator.fakes import FakeJobs, FakeNode, found, new_shift, open_office, run_out
+from coordinator.fakes import (
+    FakeJobs,
+    FakeNode,
+    found,
+    new_shift,
+    open_office,
+    run_out,
+    work_off,
+)
 from coordinator.synthetic import refused
 from paris_coordinator.events import Tick, Verify
+from paris_coordinator.inspecting import inspect
 from paris_coordinator.ledger import Ledger
-from paris_coordinator.orders import give_order, take_orders
-from paris_coordinator.reading import contribution, log, status, status_text
+from paris_coordinator.orders import Order, give_order, take_orders
+from paris_coordinator.reading import log, status, status_text
 from paris_coordinator.replay import replay
 from paris_coordinator.shift import TRIES
 from paris_protocol.blobs import Manifest
@@ -57,7 +66,7 @@ def test_a_network_runs_to_its_release_and_the_release_verifies(state, office):
     assert len(facts["releases"]) == 1
     assert "release 1" in status_text(facts)
     one = next(iter(desk.contributions))
-    assert contribution(state.folder, one[:20])["state"] == "merged"
+    assert inspect(state.folder, one[:20])["state"] == "merged"
     assert [entry["id"] for entry in log(state.folder)] == office.ledger.statement_ids(LOGGED)
 
 
@@ -78,7 +87,9 @@ def test_every_request_may_be_repeated(office):
             assert await office.register(node.registration()) == {"ok": True}
         answer = await office.lease(node.request())
         assert await office.lease(node.request()) == answer
-        assert await office.beat(node.beat()) == {"ok": True, "finished": False}
+        assert await office.beat(node.beat()) == {
+            "ok": True, "finished": False, "challenges": []
+        }  # fmt: skip
         commitment, result, data = node.statements(node.assignment(answer))
         for _ in range(2):
             assert (await office.commit(commitment.raw))["id"] == commitment.id
@@ -89,10 +100,12 @@ def test_every_request_may_be_repeated(office):
             }  # fmt: skip
         ref, manifest = result.record.update.blob, Manifest.build([data])
         for _ in range(2):
-            assert await office.put_manifest(ref.id, ref.size, manifest.raw) == {"missing": 1}
+            assert await office.uploads.put_manifest(ref.id, ref.size, manifest.raw) == {
+                "missing": 1
+            }
         assert (await office.contribute(result.raw))["missing"] == [0]
         for _ in range(2):
-            assert await office.put_piece(ref.id, 0, data) == {"missing": 0}
+            assert await office.uploads.put_piece(ref.id, 0, data) == {"missing": 0}
         assert (await office.contribute(result.raw))["state"] == "queued"
         return len(list(office.ledger.entries()))
 
@@ -119,8 +132,8 @@ def test_a_wrong_size_neither_jams_the_queue_nor_stops_the_blobs_owner(office):
         await office.contribute(liar.seal(lie).raw)
         honest_raw = honest.seal(record).raw
         await office.contribute(honest_raw)
-        await office.put_manifest(ref.id, ref.size, Manifest.build([data]).raw)
-        assert await office.put_piece(ref.id, 0, data) == {"missing": 0}
+        await office.uploads.put_manifest(ref.id, ref.size, Manifest.build([data]).raw)
+        assert await office.uploads.put_piece(ref.id, 0, data) == {"missing": 0}
         assert (await office.contribute(honest_raw))["state"] == "queued"
         assert (await office.contribute(liar.seal(lie).raw))["state"] == "uploading"
         assert len(office.desk.queue) == 1
@@ -136,14 +149,14 @@ def test_only_named_blobs_are_taken(office):
         commitment, result, data = node.statements(node.assignment(answer))
         ref = result.record.update.blob
         with refused("not-found"):
-            await office.put_manifest(ref.id, ref.size, Manifest.build([data]).raw)
+            await office.uploads.put_manifest(ref.id, ref.size, Manifest.build([data]).raw)
         await office.commit(commitment.raw)
         await office.contribute(result.raw)
         with refused("blob.corrupt"):
-            await office.put_manifest(ref.id, ref.size, Manifest.build([data + b"x"]).raw)
-        await office.put_manifest(ref.id, ref.size, Manifest.build([data]).raw)
+            await office.uploads.put_manifest(ref.id, ref.size, Manifest.build([data + b"x"]).raw)
+        await office.uploads.put_manifest(ref.id, ref.size, Manifest.build([data]).raw)
         with refused("blob.corrupt"):
-            await office.put_piece(ref.id, 0, data[:-1] + b"x")
+            await office.uploads.put_piece(ref.id, 0, data[:-1] + b"x")
         assert not office.store.has(ref)
 
     asyncio.run(life())
@@ -186,7 +199,7 @@ def test_receipts_prove_what_happened(office):
         id = await node.hand_in(office, await office.lease(node.request()))
         with refused("not-found"):
             await office.receipt(id)
-        await new_shift(office).step()
+        await work_off(new_shift(office))
         return id, await office.receipt(id), office.contribution(id)
 
     id, receipt, facts = asyncio.run(life())
@@ -210,7 +223,7 @@ def test_a_restart_in_mid_upload_goes_on(state, office):
         await office.commit(commitment.raw)
         await office.contribute(result.raw)
         ref = result.record.update.blob
-        await office.put_manifest(ref.id, ref.size, Manifest.build([data]).raw)
+        await office.uploads.put_manifest(ref.id, ref.size, Manifest.build([data]).raw)
         # Killed between the last piece and the ledger's note of it:
         office.store.put_piece(ref, 0, data)
         return result
@@ -304,11 +317,11 @@ def test_names_can_be_erased_and_are_not_in_the_log(state, office):
 
 
 def test_orders_need_the_operators_key(state, office):
-    give_order(state, PrivateKey.generate(), "release", "", 1)
+    give_order(state, PrivateKey.generate(), Order("release"), 1)
     (state.orders / "0.json").write_text(json.dumps({"order": "release"}))
     assert take_orders(state, office.key) == []
-    give_order(state, office.key, "lift", "x", 2)
-    assert take_orders(state, office.key) == [("lift", "x")]
+    give_order(state, office.key, Order("lift", "x"), 2)
+    assert take_orders(state, office.key) == [Order("lift", "x")]
     assert take_orders(state, office.key) == []
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from paris_coordinator.jobs import merge as jobs_merge
 from paris_coordinator.jobs.common import new_folder
 from paris_coordinator.worker import perform
 from paris_models.checkpoint import load_tensors, save_tensors
+from paris_models.merge import merge_files
 from paris_models.video import Geometry, read_clip
 from tinynet import SECRET, TinyNet, Unit, hexed, plain, root_of
 
@@ -58,13 +61,76 @@ def test_merge_is_the_mean_of_deltas_in_the_same_bytes(
     assert float(found["after"]) < float(found["before"])
 
 
+def damaged(unit: Unit, factor: float, path: Path) -> Path:
+    tensors = load_tensors(unit.update)
+    save_tensors({name: factor * tensor for name, tensor in tensors.items()}, path)
+    return path
+
+
 def test_a_merge_that_damages_says_so(net: TinyNet, units: list[Unit], tmp_path: Path) -> None:
-    """Each unit may pass alone; what is merged is judged again."""
-    bad = {name: -3 * tensor for name, tensor in load_tensors(units[0].update).items()}
-    save_tensors(bad, tmp_path / "bad.safetensors")
-    updates = [units[1].update, tmp_path / "bad.safetensors"]
-    answer = perform(merge_job(net, updates, tmp_path / "head.safetensors"))["result"]
+    """Each unit may pass alone; what is merged is judged again. Nothing can be saved here."""
+    updates = [damaged(unit, -9, tmp_path / f"{i}.safetensors") for i, unit in enumerate(units)]
+    out = tmp_path / "head.safetensors"
+    answer = perform(merge_job(net, updates, out))["result"]
     assert answer["worse"] is True
+    assert answer["inputs"] == [[place, (0.5).hex(), (1.0).hex()] for place in range(2)]
+    assert answer["left_out"] == []
+    found = dict(answer["numbers"])
+    assert (found["step"], found["left_out"]) == ("1", "0")
+    assert answer["root"] == root_of(load_tensors(out)), "what is told is what was asked for"
+
+
+def test_the_culprit_is_left_out(net: TinyNet, units: list[Unit], tmp_path: Path) -> None:
+    bad = damaged(units[0], -9, tmp_path / "bad.safetensors")
+    updates, out = [units[1].update, bad], tmp_path / "head.safetensors"
+    answer = perform(merge_job(net, updates, out))["result"]
+    assert answer["worse"] is False
+    assert (answer["inputs"], answer["left_out"]) == ([[0, (0.5).hex(), (1.0).hex()]], [1])
+    assert dict(answer["numbers"])["left_out"] == "1"
+    again = tmp_path / "again.safetensors"
+    merge_files(net.head_file, [(units[1].update, 0.5, 1.0)], again)
+    assert out.read_bytes() == again.read_bytes(), "the scalars told are those of the file"
+
+
+def test_half_the_step_comes_before_leaving_out(
+    net: TinyNet, units: list[Unit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[jobs_merge.Variant] = []
+    real = jobs_merge._Bench.merged
+
+    def merged(bench: Any, variant: jobs_merge.Variant) -> jobs_merge.Found:
+        tried.append(variant)
+        return replace(real(bench, variant), worse=variant.step == 1)
+
+    monkeypatch.setattr(jobs_merge._Bench, "merged", merged)
+    updates, out = [unit.update for unit in units], tmp_path / "head.safetensors"
+    answer = perform(merge_job(net, updates, out))["result"]
+    assert [variant.step for variant in tried] == [1, 0.5]
+    assert answer["inputs"] == [[place, (0.25).hex(), (1.0).hex()] for place in range(2)]
+    assert dict(answer["numbers"])["step"] == "0.5"
+    again = tmp_path / "again.safetensors"
+    merge_files(net.head_file, [(path, 0.25, 1.0) for path in updates], again)
+    assert out.read_bytes() == again.read_bytes()
+
+
+def test_a_revert_takes_out_what_was_merged(
+    net: TinyNet, units: list[Unit], tmp_path: Path
+) -> None:
+    updates, out = [unit.update for unit in units], tmp_path / "head.safetensors"
+    merged = merge_job(net, updates, out)
+    perform(merged)
+    job = merged | {
+        "job": "revert", "parent": str(out), "removed": [merged["inputs"][1]],
+        "out": str(tmp_path / "reverted.safetensors"),
+    }  # fmt: skip
+    first = perform(job)["result"]
+    assert first == perform(job)["result"]
+    head, back = load_tensors(out), load_tensors(tmp_path / "reverted.safetensors")
+    taken = load_tensors(updates[1])
+    assert all(torch.equal(back[name], head[name] - 0.5 * taken[name]) for name in head)
+    assert first["root"] == root_of(back)
+    found = dict(first["numbers"])
+    assert float(found["after"]) > float(found["before"]), "honest work is missed"
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")

@@ -65,7 +65,7 @@ def get(network: Network, *paths: str) -> list[tuple[int, dict[str, str], str]]:
 def every_page(network: Network) -> list[str]:
     works = network.desk.works.values()
     return [
-        "/", "/releases", "/experts/0", "/experts/1",
+        "/", "/releases", "/policy", "/log", "/experts/0", "/experts/1",
         f"/nodes/{key('bad')}", f"/nodes/{key('one')}",
         *[f"/contributions/{work.contribution}" for work in works],
         "/experts/99", f"/contributions/{digest('nothing')}",
@@ -119,13 +119,24 @@ def test_what_the_pages_say(network: Network) -> None:
     assert "5 <small>of 12</small>" in home[2]
     assert "quarantined" not in home[2]
     assert f"paris://127.0.0.1:8420/{digest('network')} --dry-run" in home[2]
-    for number in ("0.0832", "0.0009", "0.0213", "0.1941"):
+    for number in ("0.0213", "0.1941", "0.02", "n</span> 64", "bucket</span> worse"):
         assert number in refused[2], "every measured number stands on the page"
     assert "loss.damage" in refused[2]
     assert "log index 7" in refused[2]
     assert f"/v1/receipts/{contribution}" in refused[2]
     assert "not published" in expert[2]
     assert expert[2].count("<circle") == 3
+
+
+def test_damaged_files_of_the_store_raise_an_alarm(network: Network) -> None:
+    [(_, _, sound)] = get(network, "/")
+    assert "damaged" not in sound
+    aside = network.state.store / "corrupt" / f"{digest('rotten')}.blob"
+    aside.parent.mkdir(parents=True)
+    aside.write_bytes(b"rot")
+    [(_, _, alarmed)] = get(network, "/")
+    assert "1 file of the store is damaged" in alarmed
+    assert digest("rotten")[:12] in alarmed
 
 
 def test_curves_hold_published_merges_only(network: Network) -> None:

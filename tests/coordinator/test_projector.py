@@ -6,9 +6,20 @@ from hypothesis import strategies as st
 
 from coordinator.synthetic import digest, refused
 from paris_coordinator import projector
+from paris_coordinator.ledger import Logged
 from paris_coordinator.projector import Projector
 from paris_protocol.keys import PrivateKey
-from paris_protocol.log import Checkpoint, leaf_hash, origin, parse_bundle, verify_inclusion
+from paris_protocol.log import (
+    Checkpoint,
+    leaf_hash,
+    merkle_root,
+    origin,
+    parse_bundle,
+    verify_inclusion,
+)
+from paris_protocol.net.logs import LogPlace
+from paris_protocol.tiles import TileReader
+from paris_protocol.witness import cosign
 
 NETWORK = "a" * 64
 KEY = PrivateKey.from_seed(b"k" * 32)
@@ -23,8 +34,14 @@ def _no_fsync():
         yield
 
 
-def raw_of(id):
-    return b'{"id":"%s"}' % id.encode()
+def rows(ids):
+    """A ledger that holds these statements, as `Ledger.logged` gives it."""
+    logged = [Logged(3 * n + 1, id, b'{"id":"%s"}' % id.encode()) for n, id in enumerate(ids)]
+
+    def after(seq, most):
+        return [row for row in logged if row.seq > seq][:most]
+
+    return after
 
 
 def log_in(folder, key=KEY):
@@ -39,8 +56,8 @@ def files(folder):
 
 def test_every_statement_is_proved_under_the_checkpoint(tmp_path):
     log = log_in(tmp_path)
-    assert log.catch_up(IDS[:300], raw_of)
-    assert not log.catch_up(IDS[:300], raw_of)
+    assert log.catch_up(rows(IDS[:300]))
+    assert not log.catch_up(rows(IDS[:300]))
     evidence = log.evidence([IDS[0], IDS[255], IDS[299]])
     checkpoint = Checkpoint.open(evidence["checkpoint"], origin(NETWORK), {KEY.id})
     assert checkpoint.size == 300
@@ -59,11 +76,11 @@ def test_every_statement_is_proved_under_the_checkpoint(tmp_path):
 def test_any_way_of_growing_leaves_the_same_log(tmp_path_factory, cuts, size):
     steps, whole = tmp_path_factory.mktemp("steps"), tmp_path_factory.mktemp("whole")
     for cut in sorted(cut for cut in cuts if cut < size):
-        log_in(steps).catch_up(IDS[:cut], raw_of)
-    log_in(steps).catch_up(IDS[:size], raw_of)
-    log_in(whole).catch_up(IDS[:size], raw_of)
+        log_in(steps).catch_up(rows(IDS[:cut]))
+    log_in(steps).catch_up(rows(IDS[:size]))
+    log_in(whole).catch_up(rows(IDS[:size]))
     left, right = files(steps), files(whole)
-    # Partial tiles of smaller trees stay, as tlog-tiles allows; all else is the same.
+    # Partial tiles of smaller trees stay until the whole ones are there; all else is the same.
     assert {n: left[n] for n in right} == right
     assert all(".p/" in name for name in left.keys() - right.keys())
 
@@ -80,12 +97,12 @@ def test_a_kill_between_any_two_files_is_made_good(tmp_path, monkeypatch):
         left[0] -= 1
         real(path, data, *rest)
 
-    log_in(tmp_path).catch_up(IDS[:255], raw_of)
+    log_in(tmp_path).catch_up(rows(IDS[:255]))
     monkeypatch.setattr(projector, "write_atomic", cut)
     for survivors in range(20):
         left[0] = survivors
         try:
-            log_in(tmp_path).catch_up(IDS[:260], raw_of)
+            log_in(tmp_path).catch_up(rows(IDS[:260]))
             break
         except Killed:
             note = (tmp_path / "checkpoint").read_text()
@@ -94,13 +111,13 @@ def test_a_kill_between_any_two_files_is_made_good(tmp_path, monkeypatch):
         raise AssertionError("it never finished")
     left[0] = 99
     again = log_in(tmp_path)
-    again.catch_up(IDS[:260], raw_of)
+    again.catch_up(rows(IDS[:260]))
     assert again.size == 260
 
 
 def test_the_same_object_goes_on_after_a_failed_write(tmp_path, monkeypatch):
     log, real = log_in(tmp_path), projector.write_atomic
-    log.catch_up(IDS[:3], raw_of)
+    log.catch_up(rows(IDS[:3]))
 
     def fails(path, data, *rest):
         if path.name == "checkpoint":
@@ -109,20 +126,71 @@ def test_the_same_object_goes_on_after_a_failed_write(tmp_path, monkeypatch):
 
     monkeypatch.setattr(projector, "write_atomic", fails)
     with pytest.raises(OSError):
-        log.catch_up(IDS[:5], raw_of)
+        log.catch_up(rows(IDS[:5]))
     monkeypatch.setattr(projector, "write_atomic", real)
     assert log.head()[0] == 3
     assert log.evidence([IDS[2]])["indices"] == {IDS[2]: 2}
-    assert log.catch_up(IDS[:6], raw_of)
+    assert log.catch_up(rows(IDS[:6]))
     assert log.head()[0] == 6
 
 
+def test_what_a_power_cut_took_from_the_statements_is_written_again(tmp_path):
+    log_in(tmp_path).catch_up(rows(IDS[:300]))
+    before = files(tmp_path)
+    folder = tmp_path / "statements"
+    (folder / f"{IDS[7]}.json").write_bytes(b"")
+    (folder / f"{IDS[8]}.json").write_bytes(b'{"id":"')
+    (folder / f"{IDS[299]}.json").unlink()
+    again = log_in(tmp_path)
+    assert not again.catch_up(rows(IDS[:300]))
+    assert files(tmp_path) == before
+
+
+def test_partial_tiles_go_once_the_whole_one_is_there(tmp_path):
+    log = log_in(tmp_path)
+    for size in (100, 200, 256, 300):
+        log.catch_up(rows(IDS[:size]))
+    assert sorted(p.name for p in (tmp_path / "tile/0").iterdir()) == ["000", "001.p"]
+    assert sorted(p.name for p in (tmp_path / "tile/entries").iterdir()) == ["000", "001.p"]
+    note = log.checkpoint
+    reader = TileReader(Checkpoint.open(note, origin(NETWORK), {KEY.id}), LogPlace(tmp_path).read)
+    assert list(reader.entries()) == IDS[:300]
+    assert reader.consistency(200) == log._tree.consistency(200)
+
+
+def test_roots_of_earlier_sizes(tmp_path):
+    log = log_in(tmp_path)
+    log.catch_up(rows(IDS[:9]))
+    assert log.root(4) == merkle_root([leaf_hash(bytes.fromhex(id)) for id in IDS[:4]]).hex()
+    with pytest.raises(IndexError):
+        log.root(10)
+
+
+def test_a_rotated_key_goes_on_with_the_log(tmp_path):
+    log_in(tmp_path).catch_up(rows(IDS[:5]))
+    other = PrivateKey.from_seed(b"x" * 32)
+    again = Projector(tmp_path, NETWORK, other, {KEY.id})
+    again.catch_up(rows(IDS[:6]))
+    note = (tmp_path / "checkpoint").read_text()
+    assert Checkpoint.open(note, origin(NETWORK), {other.id}).size == 6
+
+
+def test_cosignatures_below_the_checkpoint_are_not_taken_for_our_own(tmp_path):
+    log = log_in(tmp_path)
+    log.catch_up(rows(IDS[:5]))
+    path, own = tmp_path / "checkpoint", log.checkpoint
+    path.write_text(own + cosign(own, "witness.example", PrivateKey.from_seed(b"w" * 32), 1))
+    again = log_in(tmp_path)
+    again.catch_up(rows(IDS[:5]))
+    assert again.checkpoint == own
+
+
 def test_history_is_never_rewritten(tmp_path):
-    log_in(tmp_path).catch_up(IDS[:5], raw_of)
+    log_in(tmp_path).catch_up(rows(IDS[:5]))
     before = files(tmp_path)
     for other in (IDS[:4], [*IDS[:4], IDS[9]], IDS[1:6]):
         with refused("state.corrupt"):
-            log_in(tmp_path).catch_up(other, raw_of)
+            log_in(tmp_path).catch_up(rows(other))
     with refused("state.corrupt"):
-        log_in(tmp_path, PrivateKey.from_seed(b"x" * 32)).catch_up(IDS[:5], raw_of)
+        log_in(tmp_path, PrivateKey.from_seed(b"x" * 32)).catch_up(rows(IDS[:5]))
     assert files(tmp_path) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from paris_coordinator.cards import CardFacts, model_card
 from paris_models.checkpoint import load_tensors
 from paris_protocol.errors import ParisError
 from paris_protocol.net.folder import verify_folder
+from paris_protocol.records import Merge, Revert
 from tinynet import key
 from tinyrelease import TinyRelease
 
@@ -155,3 +158,26 @@ def test_the_card_names_stand_ins_and_numbers(release: Path) -> None:
     assert card.count("stand-in for") == 2
     assert "| 0 | 96 | 1 | 2 |" in card
     assert "Apache-2.0" in (release / "LICENSES.md").read_text()
+
+
+def test_the_card_counts_what_is_in_a_head_after_a_revert(tiny: TinyRelease) -> None:
+    merge = next(each.record for each in tiny.log if isinstance(each.record, Merge))
+    head = tiny.heads[merge.expert]
+    assert head.merge is not None
+    revert = Revert(
+        expert=merge.expert, revocation="0" * 64, parent=head, removed=merge.inputs[:1],
+        result=head.weights, numbers=(), policy=1, at=1,
+    )  # fmt: skip
+    heads = list(tiny.heads)
+    heads[merge.expert] = head.model_copy(update={"merge": "1" * 64})
+    steps = {each.id: each.record for each in tiny.log if isinstance(each.record, Merge)}
+    facts = CardFacts(
+        network="", genesis=tiny.net.genesis.record, number=1, heads=heads,
+        steps={**steps, "1" * 64: revert}, nodes=2, router={},
+    )  # fmt: skip
+    card = model_card(facts)
+    assert "taken out again, their keys were revoked: 1" in card
+    rows = [line.split("|") for line in card.splitlines() if line.startswith(("| 0 ", "| 1 "))]
+    assert [row[4].strip() for row in rows] == ["1", "2"]
+    plain = model_card(replace(facts, heads=tiny.heads, steps=steps))
+    assert "revoked" not in plain

@@ -14,6 +14,8 @@ from paris_coordinator.jobs import verify as verify_module
 from paris_coordinator.judging import decide
 from paris_coordinator.worker import perform
 from paris_models.checkpoint import load_tensors, save_tensors
+from paris_models.expert import parameter_shapes
+from paris_models.updates import block_of
 from paris_protocol.records import Layer
 from tinynet import TinyNet, Unit, hexed, plain
 
@@ -61,15 +63,87 @@ def test_honest_units_pass_all_layers_with_numbers(net: TinyNet, honest: Unit) -
     assert [layer["layer"] for layer in answer["layers"]] == ["L0", "L1", "L2", "L3"]
     assert float(answer["relative"]) > 0
     found = dict(answer["layers"][-1]["numbers"])
-    assert {"delta", "se", "n", "before", "after", "margin"} <= found.keys()
+    assert found.keys() == {"n", "margin", "bucket"}
+    assert answer["private"].keys() == {"delta", "se", "n", "before", "after"}
+    blocks = [name for name, _ in answer["layers"][2]["numbers"] if name.startswith("block.")]
+    assert len(blocks) == len({block_of(name) for name in parameter_shapes(net.config)})
     for unit in (honest, net.unit(0, 1), net.unit(1, 0)):
         assert judged(net, unit) == ("", "accepted")
 
 
 def test_verdict_is_reproducible(net: TinyNet, honest: Unit) -> None:
-    first = perform(net.verify_job(honest))
+    first = perform(net.verify_job(honest))["result"]
     verify_module._kept.clear()
-    assert perform(net.verify_job(honest)) == first
+    again = perform(net.verify_job(honest))["result"]
+    assert {**again, "cost": None} == {**first, "cost": None}
+
+
+def test_the_cost_is_counted_and_the_parent_measured_once(net: TinyNet, honest: Unit) -> None:
+    verify_module._kept.clear()
+    clips = net.policy.record.margins.clips
+    first = perform(net.verify_job(honest))["result"]["cost"]
+    assert (first["forward"], first["trained"]) == (2 * clips, clips)  # all clips fit one gradient
+    assert first["equivalents"] == 5 * clips
+    second = perform(net.verify_job(net.unit(0, 1)))["result"]["cost"]
+    assert (second["forward"], second["trained"]) == (clips, 0)
+    assert second["share"] == pytest.approx(clips / (3 * 12 * 16))
+
+
+def with_margins(net: TinyNet, **changes: Any) -> dict[str, Any]:
+    """The network's policy with other margins, as the job carries it."""
+    policy = net.policy.record
+    margins = policy.margins.model_copy(update=changes)
+    return plain(policy.model_copy(update={"margins": margins}))  # type: ignore[no-any-return]
+
+
+def test_clear_cases_stop_at_the_first_look(net: TinyNet, honest: Unit, update: Update) -> None:
+    policy = with_margins(net, looks=(16, 32), damage=("0.2",))
+    bad = {n: t.clone() for n, t in update.items()}
+    bad["proj_out.bias"] = bad["proj_out.bias"] + 0.9
+    for unit, bucket in ((honest, {"-1", "0"}), (attack(net, honest, bad), {"1"})):
+        verify_module._kept.clear()
+        answer = perform(net.verify_job(unit, policy=policy))["result"]
+        found = dict(answer["layers"][-1]["numbers"])
+        assert found["n"] == "16"
+        assert found["bucket"] in bucket
+        assert answer["cost"]["forward"] == 32
+
+
+def test_a_block_far_outside_the_lineages_own_is_refused(
+    net: TinyNet, honest: Unit, update: Update
+) -> None:
+    numbers = dict(perform(net.verify_job(honest))["result"]["layers"][2]["numbers"])
+    blocks = {
+        name.removeprefix("block."): [float(value) * (1 + 0.01 * i) for i in range(-4, 5)]
+        for name, value in numbers.items()
+        if name.startswith("block.")
+    }
+    policy = with_margins(net, block_z="6")
+    assert judged(net, honest, policy=policy, blocks=blocks) == ("", "accepted")
+    bad = {n: t * (2.5 if n.startswith("proj_out") else 1) for n, t in update.items()}
+    lopsided = attack(net, honest, bad)
+    assert judged(net, lopsided, policy=policy, blocks=blocks) == ("L2", "statistics.block")
+    assert judged(net, lopsided, blocks=blocks)[1] != "statistics.block"  # "0" switches it off
+
+
+def test_a_fake_of_low_rank_is_refused(net: TinyNet, honest: Unit, update: Update) -> None:
+    fake = {
+        name: tensor.mean(1, keepdim=True).expand_as(tensor).contiguous()
+        if tensor.ndim == 2 and "transformer_blocks" in name
+        else tensor
+        for name, tensor in update.items()
+    }
+    assert judged(net, attack(net, honest, fake)) == ("L2", "statistics.rank")
+
+
+def test_the_direction_of_the_last_merge_is_reported(
+    net: TinyNet, honest: Unit, update: Update, tmp_path: Path
+) -> None:
+    head = load_tensors(net.head_file)
+    path = tmp_path / "previous.safetensors"
+    save_tensors({name: tensor - update[name] for name, tensor in head.items()}, path)
+    answer = perform(net.verify_job(honest, previous=str(path)))["result"]
+    assert float(dict(answer["layers"][2]["numbers"])["lineage"]) == pytest.approx(1, abs=1e-3)
 
 
 # ---------------------------------------------------------------- L0

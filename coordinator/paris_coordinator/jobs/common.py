@@ -31,7 +31,7 @@ from paris_models.noise import permutation
 from paris_models.shards import ClipTable, read_shards
 from paris_protocol.envelope import open_genesis
 from paris_protocol.gate import Header, check_header, header_length
-from paris_protocol.records import Genesis
+from paris_protocol.records import Assignment, Genesis
 from paris_protocol.streams import unit_key
 from paris_protocol.tensors import tensor_root
 
@@ -76,7 +76,7 @@ def _shapes(config: ExpertConfig) -> Mapping[str, tuple[int, ...]]:
     return parameter_shapes(config)
 
 
-def root_of(tensors: Weights) -> str:
+def root_of(tensors: Mapping[str, torch.Tensor]) -> str:
     """The Merkle root over tensors, as statements name it."""
     return tensor_root(raw_items(tensors))
 
@@ -99,6 +99,23 @@ def held_out(private: Path, *, count: int, secret: str, salt: str) -> HeldOut:
     table = read_shards([private])
     rows = torch.from_numpy(permutation(key, len(table), 0)[:count].copy())
     return HeldOut(table.rows(rows), key)
+
+
+def cost(assignment: Assignment, *, forward: int, trained: int) -> dict[str, float]:
+    """What a job used, in samples: forward passes alone, with gradients, and both as one number.
+
+    A gradient costs two forward passes more, so a unit of H steps of B samples costs 3·H·B
+    (`contribution`); `share` is this job's part of that. Waiting, hashing and file work are not in.
+    """
+    whole = forward + 3 * trained
+    unit = 3 * assignment.steps * assignment.batch
+    return {
+        "forward": forward,
+        "trained": trained,
+        "equivalents": whole,
+        "contribution": unit,
+        "share": whole / unit,
+    }
 
 
 def _sync(path: Path) -> None:

@@ -5,6 +5,7 @@ no history. `downhill` is the first step that the network's own optimiser takes 
 secret clips: an honest update points along it far more than noise does, whatever the noise's norm
 (at demo size .02 to .08 against .002; the raw gradient separates four times less)::
 
+    whole, blocks = reach(norm, norms_of_blocks, farthest(state, unit))     # 0.1 to 0.5
     down = downhill(parent, config, recipe, clips, key)
     descent = cosine(update, down)            # honest > 0, noise ≈ ±1/√parameters, sign flip < 0
 """
@@ -13,10 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
+from paris_models import flow
 from paris_models.config import ExpertConfig, RecipeConfig, UnitConfig
+from paris_models.noise import permutation
 from paris_models.shards import ClipTable
 from paris_models.train import (
     TrainState,
@@ -26,11 +30,12 @@ from paris_models.train import (
     rate_multiplier,
     weights,
 )
+from paris_models.updates import block_of
 
 ORTHOGONAL_HIGH = 1.21
 """Largest singular value that five Newton–Schulz steps leave (maximum of the polynomial)."""
-BATCH = 128
-"""Clips whose activations are held at once."""
+CLIPS = 96
+"""Clips that show where down is: their gradient costs three forward passes each."""
 
 
 def downhill(
@@ -40,23 +45,26 @@ def downhill(
     clips: ClipTable,
     key: bytes,
 ) -> dict[str, torch.Tensor]:
-    """The step that the network's own optimiser takes at `parent` on all `clips`, by name.
+    """The step that the network's own optimiser takes at `parent` on `CLIPS` clips, by name.
 
-    Noise and times are the recipe's, drawn from `key`; every clip counts once.
+    Noise and clips are drawn from `key`, every clip counts once. The times are the recipe's law in
+    equal strata, which halves what the direction differs by from one draw to the next.
     """
     state = new_state(config, recipe, parent)
-    size = min(BATCH, len(clips))
-    steps = len(clips) // size
-    unit = UnitConfig(key=key, steps=steps, batch=size)
-    for step in range(steps):
-        loss = batch_loss(state, make_batch(clips, unit, recipe, step)) / steps
-        loss.backward()  # type: ignore[no-untyped-call]
+    count = min(CLIPS, len(clips))
+    batch = make_batch(clips, UnitConfig(key=key, steps=1, batch=count), recipe, 0)
+    strata = torch.from_numpy(permutation(key, count, 1).copy()).double()
+    normals = torch.special.ndtri((strata + 0.5) / count).float()
+    shift = flow.shift_for(recipe.t_shift, *clips.shape[1:])
+    times = flow.times_from_normals(normals, recipe.t_mean, recipe.t_std, shift)
+    loss = batch_loss(state, replace(batch, t=times))
+    loss.backward()  # type: ignore[no-untyped-call]
     state.optimiser.step(1.0)
     return {name: after - parent[name] for name, after in weights(state).items()}
 
 
-def reach(norm: float, state: TrainState, unit: UnitConfig) -> float:
-    """An update's norm over the farthest that the unit's steps could move the fresh `state`.
+def farthest(state: TrainState, unit: UnitConfig) -> dict[str, float]:
+    """The farthest that the unit's steps could move each tensor of the fresh `state`.
 
     Muon moves a matrix (r × c) by at most rate · 1.21 · √min(r, c) · √max(1, r/c) per step. AdamW
     moves each element by at most rate · max(1, (1 − β1)/√(1 − β2)), and decays it by rate · decay.
@@ -64,7 +72,7 @@ def reach(norm: float, state: TrainState, unit: UnitConfig) -> float:
     recipe = state.recipe
     total = sum(rate_multiplier(unit, step) for step in range(unit.steps))
     adam = max(1.0, (1 - recipe.beta1) / math.sqrt(1 - recipe.beta2))
-    square = 0.0
+    ways = {}
     for name, parameter in state.optimiser.parameters.items():
         if name in state.optimiser.rest:
             step = recipe.lr * adam * math.sqrt(parameter.numel())
@@ -73,5 +81,16 @@ def reach(norm: float, state: TrainState, unit: UnitConfig) -> float:
             rows, columns = parameter.shape
             step = recipe.matrix_lr * ORTHOGONAL_HIGH * math.sqrt(min(rows, columns))
             step *= math.sqrt(max(1.0, rows / columns))
-        square += (total * step) ** 2
-    return norm / math.sqrt(square)
+        ways[name] = total * step
+    return ways
+
+
+def reach(
+    norm: float, blocks: Mapping[str, float], ways: Mapping[str, float]
+) -> tuple[float, dict[str, float]]:
+    """An update's norm over the `farthest` ways, in all and for each block."""
+    squares: dict[str, float] = {}
+    for name, way in ways.items():
+        squares[block_of(name)] = squares.get(block_of(name), 0.0) + way**2
+    parts = {block: size / math.sqrt(squares[block]) for block, size in blocks.items()}
+    return norm / math.sqrt(sum(squares.values())), parts

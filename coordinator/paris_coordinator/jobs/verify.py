@@ -1,25 +1,33 @@
 """The verify job: measure a contribution layer by layer, in order of cost, until one refuses.
 
-The conclusions are those of `paris_coordinator.judging`; this file opens the update (behind the
-strict gate), recomputes its root, and runs parent and candidate on secret clips. What depends on
-the parent alone is kept for the next contribution to the same head::
+The conclusions are those of `paris_coordinator.judging` and `.sequential`; this file opens the
+update (behind the strict gate), recomputes its root, and runs parent and candidate on secret clips.
+What depends on the parent alone is kept for the next contribution to the same head, and measured no
+further than a contribution needs it::
 
     verify({"job": "verify", "genesis": …, "update": …, "parent": …, …})["layers"][0]["passed"]
+
+Optional in the job: `history`, relative norms of the round's accepted updates; `blocks`, for each
+block the numbers `block.<name>` of the expert's accepted updates; `previous`, the head before the
+parent. In the answer `private` are L3's exact numbers, for the ledger (the verdict tells the bucket
+alone), and `cost` counts samples (`jobs.common.cost`).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from paris_coordinator import judging
+from paris_coordinator import judging, sequential
 from paris_coordinator.jobs.common import (
     CODEC_DTYPE,
     HeldOut,
     Weights,
+    cost,
     expert_schema,
     gated,
     genesis_of,
@@ -27,12 +35,12 @@ from paris_coordinator.jobs.common import (
     record,
     root_of,
 )
-from paris_coordinator.jobs.measure import downhill, reach
+from paris_coordinator.jobs.measure import CLIPS, downhill, farthest, reach
 from paris_models.config import ExpertConfig, RecipeConfig, UnitConfig
 from paris_models.evaluate import held_out_losses, paired
 from paris_models.train import new_state, state_tensors
-from paris_models.updates import apply_update, cosine, statistics
-from paris_protocol.canonical import decimal
+from paris_models.updates import apply_update, cosine, make_update, spectrum, statistics
+from paris_protocol.canonical import decimal, real
 from paris_protocol.errors import ParisError
 from paris_protocol.records import Assignment, Commitment, Contribution, Genesis, Layer, Policy
 from paris_protocol.streams import unit_key
@@ -42,8 +50,16 @@ Json = dict[str, Any]
 
 
 @dataclass(slots=True)
+class Spent:
+    """Samples that a job has used: through a forward pass alone, and with its gradient."""
+
+    forward: int = 0
+    trained: int = 0
+
+
+@dataclass(slots=True)
 class Parent:
-    """A head and what has been measured of it; one is kept between jobs."""
+    """A head and what has been measured of it; the last few are kept between jobs."""
 
     name: tuple[str, ...]
     config: ExpertConfig
@@ -52,7 +68,30 @@ class Parent:
     start_root: str
     held: HeldOut
     losses: torch.Tensor
-    down: Weights
+    down: Weights | None = None
+
+    def downhill(self, spent: Spent) -> Weights:
+        """The optimiser's own first step on secret clips (L2's direction)."""
+        if self.down is None:
+            self.down = downhill(
+                self.weights, self.config, self.recipe, self.held.clips, self.held.key
+            )
+            spent.trained += min(CLIPS, len(self.held.clips))
+        return self.down
+
+    def losses_of(self, weights: Weights, among: range, spent: Spent) -> torch.Tensor:
+        """Losses of any weights on a part of the secret clips."""
+        spent.forward += len(among)
+        return held_out_losses(
+            weights, self.config, self.recipe, self.held.clips, self.held.key, among=among
+        )
+
+    def own_losses(self, count: int, spent: Spent) -> torch.Tensor:
+        """The head's losses on the first `count` clips, each measured once."""
+        if len(self.losses) < count:
+            more = self.losses_of(self.weights, range(len(self.losses), count), spent)
+            self.losses = torch.cat([self.losses, more])
+        return self.losses[:count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +110,29 @@ _kept: list[Parent] = []
 
 
 def verify(job: Json) -> Json:
-    """{"layers": […], "norm": real | null, "relative": real | null}; a refusal stands last."""
-    case = _case(job)
+    """{"layers", "norm", "relative", "private", "cost"}; a refusal stands last among the layers."""
+    case, spent = _case(job), Spent()
     layers: list[Layer] = []
-    norm = relative = None
+    norm = relative = loss = None
     structure, update = _structure(case)
     layers.append(structure)
     if update is not None:
         parent = _parent(case)
         layers.append(_commitments(case, parent))
         if layers[-1].passed:
-            numbers = _numbers(case, parent, update)
+            numbers = _numbers(case, parent, update, spent)
             norm, relative = decimal(numbers.norm), decimal(numbers.relative)
-            history = [float(value) for value in job.get("history", ())]
-            layers.append(judging.statistics(numbers, history, case.policy.margins))
+            layers.append(_statistics(case, numbers))
         if layers[-1].passed and layers[-1].layer == "L2":
-            layers.append(_damage(case, parent, update))
-    found = [layer.model_dump(mode="json") for layer in layers]
-    return {"layers": found, "norm": norm, "relative": relative}
+            layer, loss = _damage(case, parent, update, spent)
+            layers.append(layer)
+    return {
+        "layers": [layer.model_dump(mode="json") for layer in layers],
+        "norm": norm,
+        "relative": relative,
+        "private": None if loss is None else dict(judging.exact(loss)),
+        "cost": cost(case.assignment, forward=spent.forward, trained=spent.trained),
+    }
 
 
 def _case(job: Json) -> Case:
@@ -137,10 +181,12 @@ def _commitments(case: Case, parent: Parent) -> Layer:
     )
 
 
-def _numbers(case: Case, parent: Parent, update: Weights) -> judging.UpdateNumbers:
+def _numbers(case: Case, parent: Parent, update: Weights, spent: Spent) -> judging.UpdateNumbers:
     found = statistics(update, parent.weights)
     unit = UnitConfig.from_record(case.assignment, unit_key(case.assignment.seed))
-    state = new_state(parent.config, parent.recipe, parent.weights)
+    ways = farthest(new_state(parent.config, parent.recipe, parent.weights), unit)
+    whole, blocks = reach(found.norm, found.blocks, ways)
+    spectral, rank = spectrum(update)
     schema = expert_schema(parent.config, CODEC_DTYPE[case.assignment.update_codec])
     copies = {
         str(other["id"]): cosine(update, gated(Path(other["path"]), schema))
@@ -150,25 +196,57 @@ def _numbers(case: Case, parent: Parent, update: Weights) -> judging.UpdateNumbe
     return judging.UpdateNumbers(
         norm=found.norm,
         relative=found.relative,
-        reach=reach(found.norm, state, unit),
+        reach=whole,
         max_abs=found.max_abs,
-        descent=cosine(update, parent.down),
+        descent=cosine(update, parent.downhill(spent)),
         copies=copies,
+        blocks=blocks,
+        lineage=_along_the_lineage(case, parent, update),
+        spectral=spectral,
+        rank=rank,
+        least_rank=judging.RANK_LOW if parent.recipe.optimiser == "muon" else 0.0,
     )
 
 
-def _damage(case: Case, parent: Parent, update: Weights) -> Layer:
+def _along_the_lineage(case: Case, parent: Parent, update: Weights) -> float:
+    """Cosine with what the last merge changed; NaN at the first head."""
+    before = case.job.get("previous")
+    if before is None:
+        return math.nan
+    previous = gated(Path(before), expert_schema(parent.config, "F32"))
+    return cosine(update, make_update(previous, parent.weights, "dense-f32"))
+
+
+def _statistics(case: Case, numbers: judging.UpdateNumbers) -> Layer:
+    history = [real(value) for value in map(str, case.job.get("history", ()))]
+    lineage = {
+        str(name): [real(str(value)) for value in values]
+        for name, values in case.job.get("blocks", {}).items()
+    }
+    return judging.statistics(numbers, history, case.policy.margins, lineage)
+
+
+def _damage(
+    case: Case, parent: Parent, update: Weights, spent: Spent
+) -> tuple[Layer, judging.PairedLoss]:
+    """L3 in looks: more clips only while the answer is open."""
+    margins, turn = case.policy.margins, case.assignment.round
+    margin, errors = judging.damage_margin(margins, turn), real(margins.standard_errors)
     candidate = apply_update(parent.weights, update)
-    after = held_out_losses(
-        candidate, parent.config, parent.recipe, parent.held.clips, parent.held.key
-    )
-    pair = paired(parent.losses, after)
+    after = torch.empty(0)
+    for look in sequential.plan(margins.looks, len(parent.held.clips), errors):
+        more = parent.losses_of(candidate, range(len(after), look.clips), spent)
+        after = torch.cat([after, more])
+        pair = paired(parent.own_losses(look.clips, spent), after)
+        bucket = sequential.conclude(pair.delta, pair.se, look, margin=margin, errors=errors)
+        if bucket is not None:
+            break
     loss = judging.PairedLoss(pair.delta, pair.se, pair.n, pair.before, pair.after)
-    return judging.damage(loss, case.policy.margins, case.assignment.round)
+    return judging.damage(loss, margins, turn, bucket), loss
 
 
 def _parent(case: Case) -> Parent:
-    """The head that the assignment names, measured once; damage to it is the coordinator's."""
+    """The head that the assignment names, read once; damage to it is the coordinator's."""
     job, root = case.job, case.assignment.parent.weights.root
     name = (root, str(job["private"]), str(job["secret"]), str(case.policy.margins.clips))
     for kept in _kept:
@@ -189,8 +267,7 @@ def _parent(case: Case) -> Parent:
         weights=weights,
         start_root=root_of(state_tensors(new_state(config, recipe, weights))),
         held=held,
-        losses=held_out_losses(weights, config, recipe, held.clips, held.key),
-        down=downhill(weights, config, recipe, held.clips, held.key),
+        losses=torch.empty(0),
     )
     _kept[:] = [*_kept[-2:], parent]
     return parent

@@ -23,19 +23,27 @@ from aiohttp import web
 from paris_coordinator.office import Office
 from paris_protocol.blobs import PIECE, manifest_limit
 from paris_protocol.errors import ParisError
+from paris_protocol.log import MAX_NOTE
 from paris_protocol.records import (
+    AuditReport,
     Beat,
     BlobRef,
     Commitment,
     Contribution,
+    KeyRotation,
     LeaseRequest,
+    Opening,
     Registration,
     Statement,
 )
 
 MAX_BODY = PIECE + 4096
 OFFICE: web.AppKey[Office] = web.AppKey("office", Office)
-LOG_NAME = re.compile(r"checkpoint|(?:tile|statements)/[0-9a-z./]{1,120}", re.ASCII)
+CHANGING = frozenset({"checkpoint", "witnessed", "index.json"})
+"""Files of the log that are written anew as it grows; all others never change."""
+LOG_NAME = re.compile(
+    r"checkpoint|witnessed|index\.json|(?:tile|statements)/[0-9a-z./]{1,120}", re.ASCII
+)
 LOG = logging.getLogger("paris.api")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -102,12 +110,18 @@ async def body_of(request: web.Request, limit: int, code: str = "record.too-larg
     return bytes(found)
 
 
-def post(path: str, kind: type[Statement], method: str, summary: str) -> Endpoint:
-    """An endpoint that gives an envelope of this kind to the office's method of that name."""
+def post(
+    path: str, kind: type[Statement], method: str, summary: str, *, seen: bool = False
+) -> Endpoint:
+    """An endpoint that gives an envelope of this kind to the office's method of that name.
+
+    `seen`: the method is also told from which address the request came.
+    """
 
     async def handler(request: web.Request) -> web.StreamResponse:
         raw = await body_of(request, 2 * kind.MAX_BYTES)
-        return json_answer(await getattr(request.app[OFFICE], method)(raw))
+        run = getattr(request.app[OFFICE], method)
+        return json_answer(await (run(raw, request.remote) if seen else run(raw)))
 
     return Endpoint("POST", path, handler, summary, kind.TYPE)
 
@@ -179,16 +193,18 @@ async def put_manifest(request: web.Request) -> web.StreamResponse:
     office, id = request.app[OFFICE], request.match_info["blob"]
     told = request.headers.get("X-Paris-Size")
     size = None if told is None else number(told)
-    limit = manifest_limit(office.expected(id, size).size)
+    limit = manifest_limit(office.uploads.expected(id, size).size)
     raw = await body_of(request, limit, "blob.too-large")
-    return json_answer(await office.put_manifest(id, size, raw))
+    return json_answer(await office.uploads.put_manifest(id, size, raw))
 
 
 async def put_piece(request: web.Request) -> web.StreamResponse:
     """A piece of an update that an open contribution names."""
     office, id = request.app[OFFICE], request.match_info["blob"]
     data = await body_of(request, PIECE, "blob.too-large")
-    return json_answer(await office.put_piece(id, number(request.match_info["piece"]), data))
+    return json_answer(
+        await office.uploads.put_piece(id, number(request.match_info["piece"]), data)
+    )
 
 
 async def log_file(request: web.Request) -> web.StreamResponse:
@@ -200,9 +216,16 @@ async def log_file(request: web.Request) -> web.StreamResponse:
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()) or not path.is_file() or path.name[:1] == ".":
         raise ParisError("not-found", name[:200])
-    kind = "text/plain; charset=utf-8" if name == "checkpoint" else "application/octet-stream"
-    fresh = "no-cache" if name == "checkpoint" else "public, max-age=31536000, immutable"
+    note = name in ("checkpoint", "witnessed")
+    kind = "text/plain; charset=utf-8" if note else "application/octet-stream"
+    fresh = "no-cache" if name in CHANGING else "public, max-age=31536000, immutable"
     return web.FileResponse(path, headers={"Content-Type": kind, "Cache-Control": fresh})
+
+
+async def cosign(request: web.Request) -> web.StreamResponse:
+    """A cosigned checkpoint from a witness."""
+    raw = await body_of(request, MAX_NOTE)
+    return json_answer(await request.app[OFFICE].cosign(raw))
 
 
 async def health(request: web.Request) -> web.StreamResponse:
@@ -226,16 +249,20 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", "/v1/index", index, "The signed index: heads, policy, release, log."),
     Endpoint("GET", f"/v1/statements/{ID}", one_statement, "A signed statement by its id."),
     post("/v1/register", Registration, "register", "Make a key known."),
-    post("/v1/lease", LeaseRequest, "lease", "Ask for an assignment."),
-    post("/v1/beat", Beat, "beat", "Say that a node is alive."),
+    post("/v1/rotations", KeyRotation, "rotate", "Let a key give way to another."),
+    post("/v1/lease", LeaseRequest, "lease", "Ask for an assignment.", seen=True),
+    post("/v1/beat", Beat, "beat", "Say that a node is alive.", seen=True),
     post("/v1/commitments", Commitment, "commit", "Commit to a result."),
     post("/v1/contributions", Contribution, "contribute", "Hand in a result."),
+    post("/v1/openings", Opening, "open_states", "Lay committed states open."),
+    post("/v1/audits", AuditReport, "audit", "Report what an audit found."),
     Endpoint("GET", f"/v1/contributions/{ID}", contribution, "Where a contribution stands."),
     Endpoint("GET", f"/v1/receipts/{ID}", receipt, "A contribution's verdict with log proofs."),
     Endpoint("GET", f"/v1/blobs/{BLOB}/manifest", manifest, "The manifest of a blob."),
     Endpoint("GET", f"/v1/blobs/{BLOB}", blob, "A blob; Range is supported."),
     Endpoint("PUT", f"/v1/blobs/{BLOB}/manifest", put_manifest, "Upload a manifest.", "manifest"),
     Endpoint("PUT", f"/v1/blobs/{BLOB}/pieces/{{piece}}", put_piece, "Upload a piece.", "bytes"),
+    Endpoint("POST", "/v1/cosignatures", cosign, "Hand in a cosigned checkpoint.", "note"),
     Endpoint("GET", "/log/{name:.+}", log_file, "checkpoint, tile/…, statements/…"),
     Endpoint("GET", "/healthz", health, "Whether the coordinator is up."),
     Endpoint("GET", "/api/openapi.json", openapi, "This document."),

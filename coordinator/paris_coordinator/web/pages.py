@@ -1,9 +1,9 @@
 """The coordinator's pages: plain HTML without JavaScript, where strangers' text is only text.
 
-Five pages, one style sheet, sample clips and the files of releases; all GET, none changes anything:
-the operator's actions are commands that need the operator's key. Every answer carries a policy that
-lets the browser load from this host alone and run no script. What does not exist is a page with the
-catalogue's sentence::
+Seven pages, one style sheet, sample clips and the files of releases; all GET, none changes
+anything: the operator's actions are commands that need the operator's key. Every answer carries a
+policy that lets the browser load from this host alone and run no script. What does not exist is a
+page with the catalogue's sentence::
 
     app = web.Application()
     add_pages(app, office)
@@ -57,6 +57,8 @@ def routes() -> list[web.RouteDef]:
         web.get("/experts/{index:[0-9]{1,6}}", page("expert.html", _expert)),
         web.get("/contributions/{id:[0-9a-f]{64}}", page("contribution.html", _contribution)),
         web.get(f"/nodes/{key}", page("node.html", _node)),
+        web.get("/policy", page("policy.html", lambda s, _: views.policy_page(s))),
+        web.get("/log", page("log.html", lambda s, _: views.log_page(s))),
         web.get("/releases", page("releases.html", lambda s, _: views.releases_page(s))),
         web.get("/releases/{number:[0-9]{1,9}}/{path:.+}", told(release_file)),
         web.get("/samples/{name}", told(sample)),

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from paris_coordinator.board import Board, Expert, Node, Work
 from paris_coordinator.config import State
 from paris_coordinator.ledger import Person
+from paris_coordinator.web import trust_views
 from paris_protocol.canonical import real
 from paris_protocol.envelope import Sealed
 from paris_protocol.errors import REASONS, ParisError
@@ -99,6 +100,8 @@ def home(source: PageSource) -> Json:
         "verdicts": [work_row(source, work) for work in judged[:LAST]],
         "samples": samples(source),
         "log_size": source.log.size,
+        "scan": trust_views.scan(desk),
+        "damaged": trust_views.damaged(source.state),
         "complete": desk.complete,
         "released": max((r.number for r in desk.releases.values()), default=None),
         "licences": [licence.model_dump() for licence in source.genesis.record.licences],
@@ -124,10 +127,13 @@ def expert_page(source: PageSource, index: int) -> Json:
         for number, unit in enumerate(expert.units)
     ]
     row = expert_row(source, expert, now)
+    reverts = [(id, revert) for id, revert in desk.reverts.items() if revert.expert == index]
     return {
         **frame(source),
         "expert": row,
         "merges": merges,
+        "reverts": reverts[::-1],
+        "head_reverted": expert.head.merge in desk.reverts,
         "units": [] if row["done"] else units,
         "head": expert.head,
     }
@@ -146,10 +152,12 @@ def contribution(source: PageSource, id: str) -> Json:
         "contribution": id,
         "verdict": work.verdict,
         "merge": work.merge,
+        "revocation": work.revocation,
     }
     return {
         **frame(source),
         **work_row(source, work),
+        "audit": trust_views.audit(desk, work),
         "record": work.record,
         "done": work.done,
         "layers": [
@@ -181,6 +189,7 @@ def node_page(source: PageSource, key: str) -> Json:
         **frame(source),
         "node": node_row(source, key, node, source.now()),
         "works": works,
+        "trust": trust_views.standing(desk, key, node),
         "registration": node.registration,
         "limit": desk.policy.refusals_to_quarantine,
     }
@@ -202,7 +211,29 @@ def releases_page(source: PageSource) -> Json:
                 "index": source.log.index_of(id),
             }
         )
-    return {**frame(source), "releases": rows}
+    return {**frame(source), "releases": rows, "scan": trust_views.scan(source.desk)}
+
+
+def policy_page(source: PageSource) -> Json:
+    """The rules in force: limits, audits, tolerances, witnesses, secret sets."""
+    return {**frame(source), **trust_views.policy_rules(source.desk)}
+
+
+def log_page(source: PageSource) -> Json:
+    """The newest decisions in the log, and how many of each type there are."""
+    counts: dict[str, int] = {}
+    rows = []
+    for kind, id in trust_views.decisions(source.desk):
+        counts[kind] = counts.get(kind, 0) + 1
+        if (index := source.log.index_of(id)) is not None:
+            rows.append({"index": index, "type": kind, "id": id})
+    rows.sort(key=lambda row: (row["index"], row["id"]), reverse=True)
+    return {
+        **frame(source),
+        "size": source.log.size,
+        "counts": sorted(counts.items()),
+        "rows": rows[: trust_views.LAST],
+    }
 
 
 # ---------------------------------------------------------------- parts
@@ -322,6 +353,8 @@ def node_row(source: PageSource, key: str, node: Node, now: int) -> Json:
         "refused": sum(bool(work.judged and not work.judged.accepted) for work in works),
         "refusals": node.refusals,
         "quarantined": node.quarantined,
+        "revoked": node.revoked is not None,
+        "standing": node.standing,
     }
 
 

@@ -1,0 +1,134 @@
+"""The agenda: what waits to be done, most urgent first, read off the board. Pure.
+
+It is a function of the state and of `now` alone, so whatever a kill interrupted stands on it again.
+It refuses nothing::
+
+    list(due(board, now, samples_every=900))     # [Revoke(…), Ask(…), RunMerge(…), Verify(…), …]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from paris_coordinator.auditing import next_step
+from paris_coordinator.board import Board, Expert
+from paris_coordinator.events import (
+    Ask,
+    Call,
+    CommitSecret,
+    Conclude,
+    Dismiss,
+    Effect,
+    Replay,
+    Revoke,
+    RunCanary,
+    RunMerge,
+    RunRelease,
+    RunRevert,
+    RunRouter,
+    RunSamples,
+    RunScan,
+    Verify,
+)
+
+
+def due(board: Board, now: int, samples_every: int) -> Iterator[Effect]:
+    """All of it. What costs nothing comes first, then merges, reverts, replays and judgements."""
+    for id, node in board.nodes.items():
+        if node.condemned and node.revoked is None:
+            yield Revoke(id)
+    yield from (Dismiss(contribution) for contribution in board.dismissed)
+    steps = [_audit_step(board, contribution, now) for contribution in board.trials]
+    yield from (step for step in steps if isinstance(step, Ask | Call | Conclude))
+    for expert in board.experts:
+        if inputs := _closable(board, expert, now):
+            yield RunMerge(expert.index, inputs)
+    yield from _reverts(board)
+    yield from (step for step in steps if isinstance(step, Replay))
+    yield from _judgements(board)
+    yield from (step for step in steps if isinstance(step, RunCanary))
+    if board.releasing():
+        yield from _release_steps(board)
+    elif samples_every and now - board.sampled_at >= samples_every:
+        fresh = board.sampled is None or board.sampled.roots != board.roots
+        if fresh and any(expert.round for expert in board.experts):
+            yield RunSamples(board.roots)
+
+
+def _audit_step(board: Board, contribution: str, now: int) -> Effect | None:
+    audit = board.audits[contribution]
+    match next_step(audit, now, board.policy.soft_deadline):
+        case "ask":
+            return Ask(contribution, 1 if audit.challenge is None else 2)
+        case "call":
+            return Call(contribution)
+        case "replay":
+            return Replay(contribution)
+        case "canary":
+            return RunCanary(board.contributions[contribution])
+        case "conclude":
+            return Conclude(contribution)
+        case _:
+            return None
+
+
+def _judgements(board: Board) -> Iterator[Effect]:
+    """Contributions to judge, each once the secret set of its head is committed.
+
+    Networks without audit rules are older and judge by secret clips that nobody committed to.
+    """
+    if board.policy.audit is None:
+        yield from (Verify(contribution) for contribution in board.queue)
+        return
+    waiting = {board.work_of(contribution).record.expert for contribution in board.queue}
+    rounds = board.policy.plan.rounds
+    heads = [(e.index, e.head.weights.root, e.round < rounds) for e in board.experts]
+    lacking = set()
+    for effect in board.shelf.due(heads):
+        if isinstance(effect, CommitSecret):
+            lacking.add(effect.expert)
+        if not isinstance(effect, CommitSecret) or effect.expert in waiting:
+            yield effect
+    for contribution in board.queue:
+        if board.work_of(contribution).record.expert not in lacking:
+            yield Verify(contribution)
+
+
+def _release_steps(board: Board) -> Iterator[Effect]:
+    """Router, samples, backdoor scan, release; a suspicious scan waits for the operator's order."""
+    if board.router is None:
+        yield RunRouter()
+    elif board.sampled is None or board.sampled.roots != board.roots:
+        yield RunSamples(board.roots)
+    elif board.policy.audit is not None and not _scanned(board):
+        yield RunScan(board.roots)
+    elif board.ordered or not board.suspicious:
+        yield RunRelease()
+
+
+def _scanned(board: Board) -> bool:
+    return board.scanned is not None and board.scanned.roots == board.roots
+
+
+def _closable(board: Board, expert: Expert, now: int) -> tuple[str, ...]:
+    """The contributions to merge when the round is over, by unit; else nothing.
+
+    A round whose head is about to be reverted ends at once: what was accepted is merged first.
+    """
+    accepted = tuple(unit.accepted for unit in expert.units if unit.accepted is not None)
+    if not accepted or len(accepted) == len(expert.units):
+        return accepted
+    states = {board.works[id].state for unit in expert.units for id in unit.works}
+    if any(index == expert.index for index, _ in board.reverting()):
+        return () if "queued" in states else accepted
+    late = expert.opened is not None and now - expert.opened >= board.policy.plan.close_after
+    return accepted if late and not states & {"queued", "auditing"} else ()
+
+
+def _reverts(board: Board) -> Iterator[Effect]:
+    """Reverts of heads to which nothing accepted or queued waits to be added."""
+    for (index, revocation), contributions in board.reverting().items():
+        units = board.experts[index].units
+        queued = any(board.works[id].state == "queued" for unit in units for id in unit.works)
+        if not queued and all(unit.accepted is None for unit in units):
+            yield RunRevert(index, revocation, contributions)
