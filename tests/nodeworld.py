@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from paris_node.config import Settings
-from paris_node.jobs import Kit
 from paris_node.journal import Journal
+from paris_node.kit import Kit
 from paris_node.machine import FakeMachine
 from paris_protocol.envelope import SELF, Sealed, seal, unseal
 from paris_protocol.errors import ParisError
@@ -26,8 +26,10 @@ from paris_protocol.net.memory import MemoryControl
 from paris_protocol.net.store import BlobStore
 from paris_protocol.records import (
     Assignment,
+    AuditReport,
     Beat,
     BlobRef,
+    Challenge,
     Cluster,
     Codec,
     Commitment,
@@ -39,6 +41,7 @@ from paris_protocol.records import (
     LeaseRequest,
     Licence,
     Margins,
+    Opening,
     Policy,
     Rate,
     Recipe,
@@ -207,6 +210,8 @@ class Office:
             "beat": self.beat,
             "commitments": self.commit,
             "contributions": self.contribute,
+            "openings": self.open,
+            "audits": self.audited,
         }
         self.nodes: set[str] = set()
         self.granted: list[Sealed[Assignment]] = []
@@ -215,7 +220,13 @@ class Office:
         self.accepted: list[str] = []
         self.leases: list[LeaseRequest] = []
         self.beats: list[Beat] = []
-        self.answered = 0
+        self.judges = True
+        """Accept at once; else `audits` asks for states first, and accepts when it has them."""
+        self.audits = False
+        self.judged: set[str] = set()
+        self.asked: dict[str, list[dict[str, Any]]] = {}
+        self.openings: list[Opening] = []
+        self.reports: list[AuditReport] = []
 
     # ------------------------------------------------------------ verbs
 
@@ -229,16 +240,25 @@ class Office:
         sealed = unseal(raw, LeaseRequest, self.network, self.nodes)
         self.leases.append(sealed.record)
         open_ones = [one for one in self.granted if one.id not in self.accepted]
+        open_ones = [one for one in open_ones if one.record.node == sealed.signer]
         if not open_ones and len(self.granted) < self.units:
             self.granted.append(self.assignment(len(self.granted), sealed.signer))
             open_ones = self.granted[-1:]
+        if not open_ones and not self.finished:
+            raise ParisError("work.none", retry_after=0.01)
         if not open_ones:
             return {"finished": True}
         return {"assignment": json.loads(open_ones[0].raw)}
 
     def beat(self, raw: bytes) -> dict[str, Any]:
         self.beats.append(unseal(raw, Beat, self.network, self.nodes).record)
-        return {"ok": True, "finished": len(self.accepted) >= self.units}
+        challenges = [one for each in self.asked.values() for one in each]
+        return {"ok": True, "finished": self.finished, "challenges": challenges}
+
+    @property
+    def finished(self) -> bool:
+        waits = self.audits and len(self.judged) < self.units
+        return len(self.accepted) >= self.units and not waits
 
     def commit(self, raw: bytes) -> dict[str, Any]:
         sealed = unseal(raw, Commitment, self.network, self.nodes)
@@ -258,6 +278,10 @@ class Office:
         missing = self.control.missing(ref)
         if not missing and record.assignment not in self.accepted:
             self.accepted.append(record.assignment)
+            if self.judges:
+                self.judge(sealed.id)
+            elif self.audits:
+                self.challenge(sealed.id, 1, 2)
         state = "uploading" if missing else "queued"
         unknown = ref.id not in self.control._manifests
         return {
@@ -266,6 +290,49 @@ class Office:
             "manifest_missing": unknown,
             "state": state,
         }
+
+    def judge(self, contribution: str, accepted: bool = True) -> None:
+        """Give a verdict, without a proof of it."""
+        answer = {"state": "judged", "accepted": accepted, "code": "", "verdict": None}
+        self.control.objects[f"contributions/{contribution}"] = {**answer, "merge": None}
+        self.judged.add(contribution)
+
+    def challenge(self, contribution: str, *states: int, **changes: Any) -> Sealed[Challenge]:
+        """Ask for states with every answer to a beat."""
+        record = Challenge(
+            contribution=contribution,
+            node=NODE.id,
+            states=states,
+            attempt=1,
+            deadline=int(NOW) + 60,
+            at=int(NOW),
+        )
+        author = changes.pop("author", ROOT)
+        sealed = seal(record.model_copy(update=changes), author, self.network)
+        self.asked.setdefault(contribution, []).append(json.loads(sealed.raw))
+        return sealed
+
+    def open(self, raw: bytes) -> dict[str, Any]:
+        sealed = unseal(raw, Opening, self.network, self.nodes)
+        self.openings.append(sealed.record)
+        lacking = []
+        for state in sealed.record.states:
+            self.control.want(state.file.blob)
+            if self.control.missing(state.file.blob):
+                lacking.append(state.file.blob.id)
+        if not lacking and self.audits:
+            contribution = sealed.record.contribution
+            self.judge(contribution)
+            self.asked.pop(contribution, None)
+        state = "uploading" if lacking else "complete"
+        return {"id": sealed.id, "state": state, "lacking": lacking}
+
+    def audited(self, raw: bytes) -> dict[str, Any]:
+        sealed = unseal(raw, AuditReport, self.network, self.nodes)
+        self.reports.append(sealed.record)
+        if sealed.record.assignment not in self.accepted:
+            self.accepted.append(str(sealed.record.assignment))
+        return {"ok": True, "id": sealed.id}
 
     def assignment(self, number: int, node: str, **changes: Any) -> Sealed[Assignment]:
         genesis = self.genesis.record
@@ -306,6 +373,10 @@ class ScriptedTrainer:
         self.crash: Callable[[int], bool] = lambda step: False
         self.trained: list[tuple[str, int]] = []
         """(unit, step) of every step that was ever taken."""
+        self.open_gate = asyncio.Event()
+        self.open_gate.set()
+        self.opened: list[tuple[str, tuple[int, ...]]] = []
+        self.replayed: list[dict[str, Any]] = []
         self.pid: int | None = None
         self._unit: Path | None = None
         self._step = 0
@@ -344,9 +415,33 @@ class ScriptedTrainer:
             "samples": self._step * 4,
             "loss": 0.5,
             "seconds": 1.0,
+            "numerics": digest("here"),
         }
         done.write_text(json.dumps(facts))
         return facts
+
+    async def open(self, order: Mapping[str, Any]) -> list[tuple[int, Path, str]]:
+        self.opened.append((order["unit"], tuple(order["states"])))
+        await self.open_gate.wait()
+        self.pid = 4711
+        folder = Path(order["work"]) / "opened"
+        folder.mkdir(exist_ok=True)
+        found = []
+        for place in order["states"]:
+            path = folder / f"{place}.safetensors"
+            path.write_bytes(f"state {place} of {order['unit']}".encode())
+            found.append((place, path, order["roots"][place]))
+        return found
+
+    async def replay(
+        self, order: Mapping[str, Any], hear: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        opened = [Path(path).read_bytes() for _, path in order["states"]]
+        self.replayed.append({**order, "bytes": opened})
+        hear({"event": "progress", "step": 0})
+        found = {"index": 0, "exact": True, "rho": 0.0, "tensor": 0.0, "passed": True}
+        segments = [{**found, "limit": 0.0, "tensor_limit": 0.0}]
+        return {"numerics": digest("here"), "segments": segments, "passed": True}
 
     async def pause(self, grace: float) -> int | None:
         saved = None

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.metadata
-import json
-import logging
 import signal
 import time
 from collections import deque
@@ -22,16 +19,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from paris_node import logs, receipts
-from paris_node.config import Settings, load_settings
+from paris_node.config import load_settings
 from paris_node.consent import Consent, Said, Wish
 from paris_node.control import FolderLock, Server
-from paris_node.jobs import BOOTSTRAPS, Jobs, Kit, NetworkOver, is_final
-from paris_node.journal import Journal
-from paris_node.machine import Machine, RealMachine
+from paris_node.jobs import Jobs, NetworkOver, is_final
+from paris_node.kit import BOOTSTRAPS, Kit, join_swarm, make_kit, watch
+from paris_node.machine import Machine
 from paris_node.traffic import Traffic
-from paris_node.training import TrainerProcess
+from paris_node.upkeep import let_go
 from paris_node.view import describe
 from paris_node.volunteer import (
+    Allowed,
     Assigned,
     Done,
     Effect,
@@ -49,12 +47,8 @@ from paris_node.volunteer import (
     Volunteer,
     Wake,
 )
-from paris_protocol.envelope import open_genesis, seal
+from paris_protocol.envelope import seal
 from paris_protocol.errors import ParisError
-from paris_protocol.keys import load_key
-from paris_protocol.net.control import HttpControl
-from paris_protocol.net.process import NetworkProcess
-from paris_protocol.net.store import BlobStore
 from paris_protocol.net.swarm import SwarmStatus
 from paris_protocol.records import Beat
 
@@ -62,45 +56,6 @@ DISK_RETRY: Final = 5.0
 LAST_WORDS: Final = 20.0
 """Seconds that the end may take for asking what became of the contributions."""
 MakeJobs = Callable[[Kit], Jobs]
-
-
-def version() -> str:
-    """The version of the installed distribution."""
-    try:
-        return importlib.metadata.version("paris-ddm")
-    except importlib.metadata.PackageNotFoundError:
-        return "0.1.0"
-
-
-def make_kit(folder: Path, settings: Settings, machine: Machine | None = None) -> Kit:
-    """Open everything that stands in the state folder; starts no process yet."""
-    invite = settings.invite
-    try:
-        genesis = open_genesis((folder / "genesis.json").read_bytes(), invite.network)
-    except FileNotFoundError as error:
-        raise ParisError("state.missing", str(folder)) from error
-    except ParisError as error:
-        if error.code == "network.mismatch":
-            raise
-        raise ParisError("state.corrupt", f"{folder}/genesis.json: {error.sentence}") from error
-    journal = Journal.open(folder / "journal.sqlite", genesis.id)
-    quota = settings.quota_mb << 20 if settings.quota_mb else None
-    return Kit(
-        folder=folder,
-        settings=settings,
-        version=version(),
-        key=load_key(folder / "key"),
-        network=genesis.id,
-        genesis=genesis.record,
-        journal=journal,
-        store=BlobStore(folder / "store", quota),
-        control=HttpControl(invite.url, genesis.id, clock=time.time),
-        swarm=None,
-        trainer=TrainerProcess(folder / "logs" / "trainer.log"),
-        machine=machine or RealMachine(),
-        clock=time.time,
-        log=logging.getLogger("paris.node"),
-    )
 
 
 class Agent:
@@ -121,12 +76,18 @@ class Agent:
         self._wake = 0.0
         self._job: asyncio.Task[None] | None = None
         self._halting: asyncio.Task[None] | None = None
+        self.openings = jobs.openings()
+        self._opening: asyncio.Task[None] | None = None
         self._training = False
         self._quit = False
+        self._revoked: ParisError | None = None
         self._disk_full = False
 
     async def run(self) -> None:
-        """Live; what is running is saved and ended before this returns."""
+        """Live; what is running is saved and ended before this returns.
+
+        `node.revoked` when that ended it: without a key that counts there is nothing to wait for.
+        """
         loop = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(name, self._said, Wish.STOP)
@@ -148,8 +109,10 @@ class Agent:
                 await server.close()
         with contextlib.suppress(ParisError, OSError, TimeoutError):
             async with asyncio.timeout(LAST_WORDS):
-                await receipts.refresh(self.kit)
+                await self._look_after()
                 await self._note_traffic()
+        if self._revoked is not None:
+            raise self._revoked
 
     async def _next_event(self) -> tuple[Event, str]:
         if self._words:
@@ -174,9 +137,13 @@ class Agent:
             self.kit.log.info("why.%s", self.volunteer.why)
         for effect in effects:
             self._perform(effect)
+        if isinstance(event, Allowed) and self._opening is None:
+            self._opening = asyncio.create_task(self._open(self._halting))
         if isinstance(event, Forbidden):
             # The owner gets the memory back even if the trainer only waited for a next unit.
-            self._halting = asyncio.create_task(self._end(None, self._halting, free=True))
+            opening, self._opening = self._opening, None
+            end = self._end(None, self._halting, free=True, opening=opening)
+            self._halting = asyncio.create_task(end)
             self._quit |= self.consent.wish is Wish.STOP
 
     async def _write_down(self, note: str) -> None:
@@ -234,10 +201,25 @@ class Agent:
             self.kit.log.exception("job.%s", phase)
             self._failed(start, ParisError("internal", f"{type(error).__name__}: {error}"[:200]))
 
+    async def _open(self, before: asyncio.Task[None] | None) -> None:
+        """Answer challenges beside everything else, from when the machine is free again."""
+        if before is not None:
+            await asyncio.shield(before)
+        while True:
+            try:
+                await self.openings.run()
+            except (
+                Exception
+            ):  # an unforeseen failure is told, and keeps no challenge from its answer
+                self.kit.log.exception("openings")
+            await asyncio.sleep(self.kit.settings.retry)
+
     def _failed(self, start: Start, error: ParisError) -> None:
         final = is_final(start.phase, error.code)
         if final and start.unit is not None:
             self.kit.journal.settle(start.unit, error.code)
+        if error.code == "node.revoked" and self.volunteer.until_over:
+            self._revoked, self._quit = error, True  # nothing that this key does counts any more
         if error.code in ("network.version", "record.signer", "unit.unknown"):
             self.kit.registered = False
         extra = self._about(code=error.code, detail=error.detail)
@@ -254,20 +236,22 @@ class Agent:
         before: asyncio.Task[None] | None,
         *,
         free: bool,
+        opening: asyncio.Task[None] | None = None,
     ) -> None:
         if before is not None:
             await before
-        if job is not None:
-            job.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await job
+        for task in (job, opening):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         if free and self.kit.trainer.pid is not None:
             saved = await self.kit.trainer.pause(self.kit.settings.save_grace)
             self.kit.log.info("trainer.ended", extra={"saved": saved})
 
     async def _settle(self) -> None:
         """End whatever runs, with its save, before the process ends."""
-        await self._end(self._job, self._halting, free=True)
+        await self._end(self._job, self._halting, free=True, opening=self._opening)
 
     # ------------------------------------------------------------ what others ask
 
@@ -334,12 +318,19 @@ class Agent:
             beat = Beat(at=at, assignment=core.unit, step=step, state=phase)
             try:
                 answer = await kit.control.post("beat", seal(beat, kit.key, kit.network).raw)
+                await self.openings.hear(answer.get("challenges"))
                 if answer.get("finished") is True and not core.over:
                     self._events.put_nowait((Over(), "network.finished"))
-                await receipts.refresh(kit)
+                await self._look_after()
                 await self._note_traffic()
             except (ParisError, OSError) as error:
                 kit.log.info("beat.failed", extra={"detail": str(error)})
+
+    async def _look_after(self) -> None:
+        """Ask what became of our contributions, and let go of what nobody will ask for any more."""
+        if await receipts.refresh(self.kit) and self.kit.watch is not None:
+            await self.kit.watch()
+        await let_go(self.kit, but=self.volunteer.unit)
 
     async def _note_traffic(self) -> SwarmStatus | None:
         swarm = None if self.kit.swarm is None else await self.kit.swarm.status()
@@ -362,13 +353,14 @@ async def run_agent(
     settings = load_settings(folder)
     with FolderLock(folder):
         logs.to_file(folder)
-        kit = make_kit(folder, settings, machine)
+        kit = make_kit(folder, settings, time.time, machine)
         if kit.journal.renewed is not None:
             kit.log.error("state.corrupt", extra={"moved_to": kit.journal.renewed.name})
+        kit.watch = lambda: watch(kit)
         if swarm and settings.swarm:
-            kit.join_swarm = lambda: _join_swarm(kit)
+            kit.join_swarm = lambda: join_swarm(kit)
             if kit.journal.fact(BOOTSTRAPS) is not None:
-                await _join_swarm(kit)
+                await join_swarm(kit)
         try:
             await Agent(kit, make_jobs(kit), until_finished=until_finished).run()
         finally:
@@ -377,24 +369,3 @@ async def run_agent(
                 await kit.swarm.close()
             await kit.control.close()
             kit.journal.close()
-
-
-async def _join_swarm(kit: Kit) -> None:
-    """Start the network process; a node without peers still works, by HTTPS alone."""
-    if kit.swarm is not None:
-        return
-    options: dict[str, Any] = {}
-    if kit.settings.listen:
-        options["host_maddrs"] = list(kit.settings.listen)
-    process = NetworkProcess(
-        kit.store,
-        kit.key,
-        kit.network,
-        bootstraps=json.loads(kit.journal.fact(BOOTSTRAPS) or "[]"),
-        log=kit.folder / "logs" / "network.log",
-        **options,
-    )
-    await process.start()
-    own = {letter.blob for letter in kit.journal.letters() if letter.state == "waiting"}
-    await process.announce([blob for blob in kit.store.ids() if blob not in own])
-    kit.swarm = process

@@ -20,7 +20,8 @@ import typer
 from paris_protocol.errors import USAGE, ParisError
 
 if TYPE_CHECKING:
-    from paris_node.jobs import Jobs, Kit
+    from paris_node.jobs import Jobs
+    from paris_node.kit import Kit
 
 app = typer.Typer(
     name="paris-node",
@@ -203,39 +204,18 @@ def why(state: State = None, as_json: Json = False) -> None:
 def fit(
     network: Annotated[str | None, typer.Argument(help="Invite or genesis file.")] = None,
     state: State = None,
-    every: Annotated[bool, typer.Option("--all", help="Show every size of the ladder.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every size and training plan.")] = False,
+    up: Annotated[float, typer.Option(help="Mbit/s of the line up.")] = 20.0,
+    down: Annotated[float, typer.Option(help="Mbit/s of the line down.")] = 100.0,
+    tflops: Annotated[float | None, typer.Option(help="Measured TFLOP/s of a step.")] = None,
     as_json: Json = False,
 ) -> None:
-    """What a unit needs of this machine; downloads nothing."""
-    from dataclasses import asdict
+    """Which training plan fits this machine, its cost, and why not a better one."""
+    from paris_node.cli_fit import show
+    from paris_node.fit import Links
 
-    from paris_node.fit import ladder, need_of_network, table
-    from paris_node.machine import RealMachine
-    from paris_protocol.envelope import open_genesis
-
-    folder, machine = _folder(state), RealMachine()
-    if network is not None:
-        import asyncio
-
-        from paris_node.enrol import find
-
-        found = asyncio.run(find(network))
-        needs = {found.genesis.record.name: need_of_network(found.genesis.record)}
-    elif (folder / "genesis.json").exists() and not every:
-        genesis = open_genesis((folder / "genesis.json").read_bytes()).record
-        needs = {genesis.name: need_of_network(genesis)}
-    else:
-        needs = ladder()
-    memory, disk = machine.device("auto").memory_mb, machine.disk_mb(folder)
-    rows = [
-        {"size": size, **asdict(need), "fits": need.fits(memory, disk)}
-        for size, need in needs.items()
-    ]
-    if as_json:
-        print(json.dumps({"version": 1, "memory_mb": memory, "disk_mb": disk, "rows": rows}))
-        return
-    print(f"free: {memory:,} MB memory, {disk:,} MB disk (estimates below, MB)")
-    print("\n".join(table(needs, memory, disk)))
+    links = Links(up, down)
+    show(_folder(state), network, every=every, as_json=as_json, links=links, tflops=tflops)
 
 
 @app.command()
@@ -290,35 +270,22 @@ def receipts(
     as_json: Json = False,
 ) -> None:
     """What became of your contributions; --verify proves it against the signed log."""
+    import time
     from contextlib import suppress
 
-    from paris_node import receipts as proofs
     from paris_node.control import ask
-    from paris_node.journal import Journal
-    from paris_protocol.keys import load_key
+    from paris_node.proofs import rows
+    from paris_node.receipts import line
 
     folder = _folder(state)
     with suppress(ParisError):
         ask(folder, "receipts")
-    journal = Journal.read(folder / "journal.sqlite")
-    if journal is None:
-        raise ParisError("state.missing", str(folder))
-    node, network = load_key(folder / "key").id, str(journal.fact("network"))
-    keys, rows, failed = proofs.known_keys(journal), [], False
-    for receipt in journal.receipts():
-        row = proofs.summary(receipt)
-        if verify and receipt.body.get("verdict") is not None:
-            try:
-                row["proof"] = proofs.check(receipt, network, node, keys)
-            except ParisError as error:
-                row["proof"], failed = error.as_json(), True
-        rows.append(row)
-    journal.close()
+    found = rows(folder, int(time.time()), verify=verify)  # noqa: TID251 - this is an edge
     if as_json:
-        print(json.dumps({"version": 1, "receipts": rows}, indent=2))
-    for row in [] if as_json else rows:
-        print(proofs.line(row))
-    raise typer.Exit(1 if failed else 0)
+        print(json.dumps({"version": 1, "receipts": found}, indent=2))
+    for row in [] if as_json else found:
+        print(line(row))
+    raise typer.Exit(1 if any("message" in row.get("proof", {}) for row in found) else 0)
 
 
 # ---------------------------------------------------------------- inside

@@ -46,6 +46,8 @@ class Settings:
     """How long a save may take at a pause before the trainer is ended without it."""
     quota_mb: int = 0
     """Limit of the blob store; 0 leaves it to the free disk."""
+    states_mb: int = 2048
+    """Disk for states that an audit may ask for; what is not kept is trained again when it does."""
 
     @property
     def invite(self) -> Invite:

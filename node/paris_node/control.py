@@ -146,7 +146,7 @@ class Server:
             return {"ok": True, **await verb(request)}
         except ParisError as error:
             return {"ok": False, **error.as_json()}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return {"ok": False, **ParisError("usage", str(error)[:100]).as_json()}
 
 

@@ -112,6 +112,7 @@ def plan_of(found: Found, settings: Settings, folder: Path, machine: Machine) ->
         "device": device.name,
         "memory_mb": {"needed": need.memory_mb, "free": memory},
         "disk_mb": {"needed": need.disk_mb, "free": disk},
+        "states_mb": settings.states_mb,
         "download_mb": need.download_mb,
         "upload_mb_per_unit": need.upload_mb,
         "exposes": exposes,
@@ -135,6 +136,8 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         f" on {plan['device']}",
         f"  memory   {memory['needed']:,} MB of {memory['free']:,} MB free, given back at a pause",
         f"  disk     {disk['needed']:,} MB of {disk['free']:,} MB free, in {plan['state']}",
+        f"  states   up to {plan['states_mb']:,} MB more for training states that an audit may ask"
+        " for (states_mb in node.toml)",
         f"  download {plan['download_mb']:,} MB for the first unit; the shards stay cached",
         f"  upload   {plan['upload_mb_per_unit']:,} MB per unit",
         f"  exposes  {'; '.join(plan['exposes'])}",

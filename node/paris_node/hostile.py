@@ -1,10 +1,13 @@
 """A hostile volunteer, for demos and tests: the real node, which lies in what it hands in.
 
-One attack per unit, in order, each committed to as consistently as the attacker can: `sign-flip`,
-`inflate` (tenfold), `noise` (random, with the norms of honest work), `copy` (another node's update
-of the same round, fetched from the public interface and disguised), `tamper` (bytes that are not
-what was signed). After the last one it works honestly. It proves nothing about a network that it
-cannot harm; it shows which layer refuses what. What it did stands in STATE/attacks.jsonl::
+One attack per unit, in order, each committed to as consistently as the attacker can. Lies about the
+result: `sign-flip`, `inflate` (tenfold), `noise` (random, with the norms of honest work), `copy`
+(another node's update of the same round, fetched from the public interface and disguised), `tamper`
+(bytes that are not what was signed). Lies about the training, which only a replay sees (see
+`paris_node.hostile_trainer`): `skip-steps`, `reorder`, `rate`, `half-batch`, `own-data`,
+`extrapolate`. And `refuse-opening` keeps its states to itself, `lying-auditor` says the opposite of
+what it finds about others. It awaits the verdict on a lie about training; after the last attack it
+works honestly. A revoked key ends it, like any node. What it did stands in STATE/attacks.jsonl::
 
     python -m paris_node.hostile join INVITE --yes --state DIR --attacks sign-flip,copy
 """
@@ -19,15 +22,24 @@ from typing import Any, Final
 
 import aiohttp
 
-from paris_node import cli
-from paris_node.jobs import Hear, Jobs, Kit
+from paris_node import cli, receipts
+from paris_node.jobs import Hear, Jobs
+from paris_node.journal import Challenged
+from paris_node.kit import Kit
+from paris_node.openings import Openings
+from paris_node.training import TrainerProcess
 from paris_protocol.envelope import Sealed, unseal_any
 from paris_protocol.errors import ParisError
 from paris_protocol.log import TILE, Checkpoint, bundle_path, origin, parse_bundle
 from paris_protocol.net.fetch import fetch_blob
-from paris_protocol.records import Assignment, BlobRef, Contribution
+from paris_protocol.records import Assignment, AuditReport, BlobRef, Contribution
 
-ATTACKS: Final = ("sign-flip", "inflate", "noise", "copy", "tamper")
+FORGED: Final = ("sign-flip", "inflate", "noise", "copy", "tamper")
+TRAINED: Final = ("skip-steps", "reorder", "rate", "half-batch", "own-data", "extrapolate")
+REFUSE, LIE = "refuse-opening", "lying-auditor"
+ATTACKS: Final = (*FORGED, *TRAINED, REFUSE, LIE)
+TRAINER: Final = "paris_node.hostile_trainer"
+NOTE: Final = "attack"
 HONEST: Final = "honest"
 INFLATION: Final = 10.0
 DISGUISE: Final = 1e-3
@@ -44,34 +56,70 @@ class Hostile(Jobs):
         self.seen: dict[str, Sealed[Any]] = {}
         """Statements of the log that were read already."""
 
+    async def ask(self) -> str:
+        """No new unit before a lie that only a replay sees is judged: it may be the key's last."""
+        if self._waits():
+            await receipts.refresh(self.kit)
+        if self._waits():
+            raise ParisError("work.none", "the last one is not judged yet", retry_after=1.0)
+        return await super().ask()
+
+    def _waits(self) -> bool:
+        lies = {one["contribution"] for one in self.past() if one["attack"] not in FORGED}
+        return any(
+            one.contribution in lies and one.body.get("accepted") is None and one.state != "closed"
+            for one in self.kit.journal.receipts()
+        )
+
     async def train(self, unit: str, hear: Hear) -> None:
         """Train, lie, and write down which lie it was."""
-        await super().train(unit, hear)
-        letter = self._letter(unit, "contribution")
-        note = self.kit.folder / "work" / unit / "attack"
-        if not note.exists() or any(one["contribution"] == letter.id for one in self.past()):
+        if self.assignment(unit).kind == "audit":
+            await super().train(unit, hear)
             return
-        line = {"attack": note.read_text("utf-8"), "contribution": letter.id, "unit": unit}
+        note = self.kit.folder / "work" / unit / NOTE
+        if not note.exists():
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(self._next(), "utf-8")
+        await super().train(unit, hear)
+        letter, attack = self._letter(unit, "contribution"), note.read_text("utf-8")
+        if attack == HONEST or any(one["contribution"] == letter.id for one in self.past()):
+            return
+        line = {"attack": attack, "contribution": letter.id, "unit": unit}
         with (self.kit.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps({**line, "at": round(self.kit.clock(), 3)}) + "\n")
+        self.kit.log.info("hostile.%s", attack, extra={"unit": unit})
+
+    def _next(self) -> str:
+        """The first attack on a unit that was not made yet."""
+        done = {one["attack"] for one in self.past()} | {LIE}
+        return next((attack for attack in self.attacks if attack not in done), HONEST)
 
     async def craft(
         self, unit: str, assignment: Assignment, result: dict[str, Any]
     ) -> dict[str, Any]:
-        """The result with this unit's lie in it."""
-        done = {one["attack"] for one in self.past()}
-        left = [attack for attack in self.attacks if attack not in done]
-        attack, victim = left[0] if left else HONEST, None
+        """The result with this unit's lie in it, if it is one about the result."""
+        work, victim = self.kit.folder / "work" / unit, None
+        attack = (work / NOTE).read_text("utf-8")
         if attack == "copy":
             victim = await self._victim(assignment)
             if victim is None:  # nobody to copy from: that lie waits for the next unit
-                attack = left[1] if len(left) > 1 else HONEST
-        if attack != HONEST:
-            work = self.kit.folder / "work" / unit
-            result = await asyncio.to_thread(forge, attack, unit, result, work, victim)
-            (work / "attack").write_text(attack, "utf-8")
-            self.kit.log.info("hostile.%s", attack, extra={"unit": unit})
-        return result
+                (work / NOTE).write_text(HONEST, "utf-8")
+                return result
+        if attack not in FORGED:
+            return result
+        return await asyncio.to_thread(forge, attack, unit, result, work, victim)
+
+    async def report(self, unit: str, hear: Hear) -> AuditReport:
+        """What an audit finds, or the opposite."""
+        found = await super().report(unit, hear)
+        if LIE not in self.attacks or not found.segments:
+            return found
+        lies = [one.model_copy(update={"passed": not found.passed}) for one in found.segments]
+        return found.model_copy(update={"passed": not found.passed, "segments": tuple(lies)})
+
+    def openings(self) -> Openings:
+        """Answers to challenges, but for the units that keep silent."""
+        return Silent(self)
 
     def past(self) -> list[dict[str, Any]]:
         """The attacks so far."""
@@ -128,6 +176,21 @@ class Hostile(Jobs):
                         self.seen[entry.hex()] = unseal_any(raw, kit.network)
 
 
+class Silent(Openings):
+    """Lays open what a node must, except where the lie is to refuse it."""
+
+    def __init__(self, jobs: Hostile) -> None:
+        super().__init__(jobs.kit)
+        self.jobs = jobs
+
+    async def answer(self, one: Challenged) -> None:
+        """See `Openings`."""
+        refused = {line["unit"] for line in self.jobs.past() if line["attack"] == REFUSE}
+        if one.unit in refused:
+            raise ParisError("network.down", "it keeps its states to itself")
+        await super().answer(one)
+
+
 def forge(
     attack: str, unit: str, result: dict[str, Any], work: Path, victim: Path | None
 ) -> dict[str, Any]:
@@ -164,7 +227,7 @@ def forge(
         forged[name] = forged[name].clone()
         forged[name].view(-1)[0] += 1.0
     else:
-        raise ParisError("usage", f"no attack {attack!r}; there are {', '.join(ATTACKS)}")
+        raise ParisError("usage", f"no attack {attack!r}; there are {', '.join(FORGED)}")
     path = work / "forged.safetensors"
     checkpoint.save_tensors(forged, path)
     root = tensor_root(checkpoint.raw_items(forged))
@@ -186,9 +249,14 @@ def _attacks(arguments: list[str]) -> tuple[str, ...]:
 
 
 def main() -> None:
-    """The real command with other jobs."""
+    """The real command with other jobs and another trainer."""
     attacks = _attacks(sys.argv)
-    cli.main(lambda kit: Hostile(kit, attacks))
+
+    def hostile(kit: Kit) -> Hostile:
+        kit.trainer = TrainerProcess(kit.folder / "logs" / "trainer.log", TRAINER)
+        return Hostile(kit, attacks)
+
+    cli.main(hostile)
 
 
 if __name__ == "__main__":

@@ -13,44 +13,40 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from logging import Logger
 from pathlib import Path
 from typing import Any, Final
 
-from paris_node.config import Settings
+from paris_node.audits import replay
 from paris_node.fit import need_of_network
-from paris_node.journal import Journal, Letter, Receipt
-from paris_node.machine import Machine
-from paris_node.training import TrainerProcess
+from paris_node.journal import Letter, Receipt
+from paris_node.kit import BOOTSTRAPS, Kit
+from paris_node.leases import check_lease, needed_blobs, version_tuple
+from paris_node.openings import Openings
+from paris_node.upkeep import assignment_of, order_of, tidy
 from paris_node.volunteer import Phase
 from paris_protocol.canonical import canonical, decimal
 from paris_protocol.envelope import Sealed, seal, unseal
 from paris_protocol.errors import ParisError
-from paris_protocol.keys import PrivateKey, peer_id
-from paris_protocol.net.control import Control
+from paris_protocol.keys import peer_id
 from paris_protocol.net.fetch import fetch_blob, upload_blob
-from paris_protocol.net.store import BlobStore
-from paris_protocol.net.swarm import Swarm
 from paris_protocol.records import (
     Assignment,
+    AuditReport,
     BlobRef,
     Commitment,
     Contribution,
-    Genesis,
     LeaseRequest,
     Registration,
     TensorFile,
 )
 
 HEADROOM_MB: Final = 64
-BOOTSTRAPS: Final = "bootstraps"
-"""Fact in the journal: where the swarm is entered, as the last verified policy said."""
+REPORT: Final = "audit-report"
 TAKEN: Final = frozenset({"queued", "judged"})
 """States of a contribution in which the coordinator has everything."""
-_HOPELESS: Final = ("unit.", "structure.", "commitment.", "record.", "tensor.")
+_HOPELESS: Final = ("unit.", "structure.", "commitment.", "record.", "tensor.", "audit.")
+_HOPELESS_CODES: Final = frozenset({"machine.too-small", "node.quarantined", "node.revoked"})
 _CURABLE: Final = frozenset({"record.signer"})
 """A coordinator that was set back may have forgotten this node: it registers again."""
 
@@ -61,30 +57,7 @@ def is_final(phase: Phase, code: str) -> bool:
     """Whether a failure with this code means that the unit in hand can no longer count."""
     if phase in (Phase.IDLE, Phase.ACK) or code in _CURABLE:
         return False
-    return code.startswith(_HOPELESS) or code in ("machine.too-small", "node.quarantined")
-
-
-@dataclass
-class Kit:
-    """What the jobs work with; put together by `app`."""
-
-    folder: Path
-    settings: Settings
-    version: str
-    key: PrivateKey
-    network: str
-    genesis: Genesis
-    journal: Journal
-    store: BlobStore
-    control: Control
-    swarm: Swarm | None
-    trainer: TrainerProcess
-    machine: Machine
-    clock: Callable[[], float]
-    log: Logger
-    join_swarm: Callable[[], Awaitable[None]] | None = None
-    registered: bool = False
-    loss: float | None = None
+    return code.startswith(_HOPELESS) or code in _HOPELESS_CODES
 
 
 class NetworkOver(Exception):
@@ -96,6 +69,10 @@ class Jobs:
 
     def __init__(self, kit: Kit) -> None:
         self.kit = kit
+
+    def openings(self) -> Openings:
+        """What answers the coordinator's challenges beside the jobs."""
+        return Openings(self.kit)
 
     async def run(self, phase: Phase, unit: str, hear: Hear) -> None:
         """Do the job of a phase that has a unit; `hear` takes the steps or bytes done so far."""
@@ -160,10 +137,7 @@ class Jobs:
 
     def assignment(self, unit: str) -> Assignment:
         """The journalled assignment of a unit; it was verified when it was taken."""
-        raw = self.kit.journal.unit(unit)
-        if raw is None:
-            raise ParisError("unit.unknown", f"{unit[:12]} is not in the journal")
-        return unseal(raw, Assignment, self.kit.network, None).record
+        return assignment_of(self.kit, unit)
 
     # ------------------------------------------------------------ the phases of a unit
 
@@ -196,19 +170,16 @@ class Jobs:
         await self.announce([ref.id for ref in refs])
 
     async def train(self, unit: str, hear: Hear) -> None:
-        """Train all steps, then sign commitment and contribution and put them into the outbox."""
+        """Train all steps, or replay an audit's; sign what comes of it and put it in the outbox."""
         kit, assignment = self.kit, self.assignment(unit)
         if kit.journal.letters(unit):
             return
         if kit.clock() >= assignment.hard_deadline:
             raise ParisError("unit.closed", "its deadline has passed")
-        # Verified again, and fetched again where a file was damaged since.
-        paths = [
-            str(await fetch_blob(ref, kit.store, kit.swarm, kit.control))
-            for ref in needed_blobs(assignment)
-        ]
-        work = kit.folder / "work" / unit
-        work.mkdir(parents=True, exist_ok=True)
+        if assignment.kind == "audit":
+            report = seal(await self.report(unit, hear), kit.key, kit.network)
+            kit.journal.post([Letter(report.id, REPORT, unit, report.raw, None, "waiting")])
+            return
 
         def listen(report: Mapping[str, Any]) -> None:
             kit.loss = report.get("loss", kit.loss)
@@ -216,19 +187,12 @@ class Jobs:
                 kit.log.info("trainer.%s", report["event"], extra={"step": report["step"]})
             hear(int(report.get("step", 0)))
 
-        order = {
-            "unit": unit,
-            "assignment": assignment.model_dump(mode="json"),
-            "genesis": str(kit.folder / "genesis.json"),
-            "network": kit.network,
-            "work": str(work),
-            "parent": paths[0],
-            "shards": paths[1:],
-            "device": kit.settings.device,
-            "save_every": kit.settings.save_every,
-        }
-        result = await kit.trainer.train(order, listen)
+        result = await kit.trainer.train(await order_of(kit, unit), listen)
         self._seal(unit, await self.craft(unit, assignment, result))
+
+    async def report(self, unit: str, hear: Hear) -> AuditReport:
+        """What an audit finds."""
+        return await replay(self.kit, unit, hear)
 
     async def craft(
         self, unit: str, assignment: Assignment, result: dict[str, Any]
@@ -260,6 +224,7 @@ class Jobs:
                 samples=result["samples"],
                 loss=decimal(result["loss"]),
                 seconds=int(result["seconds"]),
+                numerics=result.get("numerics"),
             ),
             kit.key,
             kit.network,
@@ -273,13 +238,21 @@ class Jobs:
 
     async def commit(self, unit: str, hear: Hear) -> None:
         """Send the commitment; it must be logged before the result is handed in."""
+        if self.assignment(unit).kind == "audit":
+            return
         letter = self._letter(unit, "commitment")
         await self._register()
         await self.kit.control.post("commitments", letter.envelope)
 
     async def hand_in(self, unit: str, hear: Hear) -> None:
         """Send the contribution and the pieces that lack there, until all of it is acknowledged."""
-        kit, letter = self.kit, self._letter(unit, "contribution")
+        kit = self.kit
+        if self.assignment(unit).kind == "audit":
+            await self._register()
+            await kit.control.post("audits", self._letter(unit, REPORT).envelope)
+            kit.journal.settle(unit, "acknowledged")
+            return
+        letter = self._letter(unit, "contribution")
         record = unseal(letter.envelope, Contribution, kit.network, {kit.key.id}).record
         await self._register()
         answer = await kit.control.post("contributions", letter.envelope)
@@ -302,16 +275,8 @@ class Jobs:
         await upload_blob(ref, store, self.kit.control, missing, lambda here, _: hear(here))
 
     async def clear(self, unit: str, hear: Hear) -> None:
-        """Let go of a unit that is handed in or lost: its work folder and its claims on blobs."""
-        kit = self.kit
-        for letter in kit.journal.letters(unit):
-            if letter.blob:
-                kit.store.unpin(letter.blob)
-        raw = kit.journal.unit(unit)
-        if raw is not None:
-            for ref in needed_blobs(self.assignment(unit)):
-                kit.store.unpin(ref.id)
-        await asyncio.to_thread(shutil.rmtree, kit.folder / "work" / unit, ignore_errors=True)
+        """Let go of a unit that is handed in or lost, but for what an audit may still ask for."""
+        await tidy(self.kit, unit)
 
     async def announce(self, blobs: list[str]) -> None:
         """Tell the peers what is here; without a swarm, or with a sick one, nothing is lost."""
@@ -326,37 +291,3 @@ class Jobs:
             if letter.kind == kind:
                 return letter
         raise ParisError("commitment.missing", f"no {kind} of {unit[:12]} in the outbox")
-
-
-def needed_blobs(assignment: Assignment) -> list[BlobRef]:
-    """The blobs of a unit: the parent head first, then the shards in their order."""
-    return [assignment.parent.weights.blob, *(shard.file.blob for shard in assignment.shards)]
-
-
-def check_lease(assignment: Assignment, node: str, genesis: Genesis) -> None:
-    """Refuse a lease that is another node's, or that would break an expert's isolation."""
-    if assignment.node != node:
-        raise ParisError("unit.not-yours")
-    clusters = {cluster.index: cluster for cluster in genesis.clusters}
-    cluster = clusters.get(assignment.expert)
-    if cluster is None or assignment.kind != "train" or assignment.steps < 1:
-        raise ParisError("structure.lineage", "no unit of training for an expert of this network")
-    if not assignment.shards or not set(assignment.shards) <= set(cluster.shards):
-        raise ParisError("structure.lineage", "shards of another cluster")
-    if assignment.parent.round == 0 and assignment.parent.weights != genesis.initial:
-        raise ParisError("structure.lineage", "round 0 starts from the network's checkpoint")
-
-
-def version_tuple(text: str) -> tuple[int, ...]:
-    """`0.4.1rc1` → (0, 4, 1): the leading numbers of a version."""
-    numbers: list[int] = []
-    for part in text.split("."):
-        digits = ""
-        for char in part:
-            if not char.isdigit():
-                break
-            digits += char
-        if not digits:
-            break
-        numbers.append(int(digits))
-    return tuple(numbers)

@@ -22,7 +22,7 @@ from typing import Any, Final
 from paris_node.volunteer import Phase, Snapshot
 from paris_protocol.errors import ParisError
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 KEPT_TRANSITIONS: Final = 20_000
 _FULL: Final = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"})
 _DAMAGED: Final = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB"})
@@ -41,6 +41,12 @@ CREATE TABLE outbox(
 ) STRICT;
 CREATE TABLE receipts(
     contribution TEXT PRIMARY KEY, at REAL NOT NULL, state TEXT NOT NULL, body TEXT NOT NULL
+) STRICT;
+"""
+_SINCE_2: Final = """
+CREATE TABLE challenges(
+    id TEXT PRIMARY KEY, unit TEXT NOT NULL, envelope BLOB NOT NULL, opening BLOB,
+    state TEXT NOT NULL
 ) STRICT;
 """
 
@@ -65,6 +71,20 @@ class Receipt:
     at: float
     state: str
     body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Challenged:
+    """A challenge about a unit of ours and the answer to it, once that is made.
+
+    `state` is open, answered, or the code that ended it.
+    """
+
+    id: str
+    unit: str
+    envelope: bytes
+    opening: bytes | None
+    state: str
 
 
 @contextmanager
@@ -106,8 +126,9 @@ class Journal:
             connection.close()
             raise ParisError("state.newer", f"journal of version {version}")
         with _errors():
-            if version == 0:
-                connection.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={SCHEMA};COMMIT;")
+            if version < SCHEMA:
+                missing = _SINCE_2 if version else _TABLES + _SINCE_2
+                connection.executescript(f"BEGIN;{missing}PRAGMA user_version={SCHEMA};COMMIT;")
             known = journal.fact("network")
             if known is None:
                 journal.set_fact("network", network)
@@ -129,7 +150,7 @@ class Journal:
         if version > SCHEMA:
             connection.close()
             raise ParisError("state.newer", f"journal of version {version}")
-        return cls(connection) if version == SCHEMA else None
+        return cls(connection) if version else None
 
     def close(self) -> None:
         """Close the file; nothing is pending, since every write is its own transaction."""
@@ -222,6 +243,26 @@ class Journal:
                 (unit, state),
             ).fetchall()
         return [Letter(row[0], row[1], row[2], bytes(row[3]), row[4], row[5]) for row in rows]
+
+    # ------------------------------------------------------------ challenges
+
+    def keep_challenge(self, one: Challenged) -> None:
+        """Keep a challenge, or what became of it."""
+        with _errors():
+            self._db.execute("INSERT OR REPLACE INTO challenges VALUES(?,?,?,?,?)", astuple(one))
+
+    def challenges(self, state: str | None = None) -> list[Challenged]:
+        """Challenges in the order in which they came, all or in one state."""
+        with _errors():
+            known = "SELECT 1 FROM sqlite_master WHERE name='challenges'"
+            if self._db.execute(known).fetchone() is None:  # an older journal that is only read
+                return []
+            rows = self._db.execute(
+                "SELECT id, unit, envelope, opening, state FROM challenges"
+                " WHERE ?1 IS NULL OR state=?1 ORDER BY rowid",
+                (state,),
+            ).fetchall()
+        return [Challenged(*row) for row in rows]
 
     # ------------------------------------------------------------ receipts
 

@@ -1,33 +1,31 @@
-"""Receipts: what became of one's own contributions, provable against the signed log.
+"""Receipts: what became of one's own contributions, as the coordinator tells it.
 
-`refresh` asks the coordinator and keeps its answers in the journal; `check` needs nobody: the
-contribution is ours, the verdict is signed by a key of the network, and every statement's inclusion
-proof leads to the root of a checkpoint that such a key signed. Else `log.proof` or `record.*`::
+Answers are kept in the journal together with the proof that `paris_node.proofs` checks::
 
-    await refresh(kit)
-    for receipt in journal.receipts(): check(receipt, network, our_key_id, keys)
+    if await refresh(kit):                            # something new was said
+        for receipt in kit.journal.receipts():
+            print(line(summary(receipt)))
 """
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
-from paris_node.jobs import Kit
 from paris_node.journal import Journal, Receipt
-from paris_protocol.canonical import canonical
-from paris_protocol.envelope import unseal
+from paris_node.kit import Kit
 from paris_protocol.errors import ParisError
-from paris_protocol.log import Checkpoint, leaf_hash, origin, verify_inclusion
-from paris_protocol.records import Contribution, Verdict
 
 KEYS = "coordinator_keys"
+POLICY = "policy."
 _GONE = ("not-found", "unit.unknown")
 
 
-async def refresh(kit: Kit) -> None:
-    """Ask after every contribution whose story is not over, and keep the answers."""
+async def refresh(kit: Kit) -> bool:
+    """Ask after every contribution whose story is not over, and keep the answers; True if any."""
+    news = False
     for receipt in kit.journal.receipts():
         if settled(receipt):
             continue
@@ -46,6 +44,8 @@ async def refresh(kit: Kit) -> None:
             await remember_keys(kit)
             kit.journal.keep_receipt(known)
             _tell(kit, receipt, known)
+            news = True
+    return news
 
 
 def _tell(kit: Kit, before: Receipt, now: Receipt) -> None:
@@ -61,8 +61,11 @@ def settled(receipt: Receipt) -> bool:
 
 
 async def remember_keys(kit: Kit) -> None:
-    """Keep the coordinator's keys of the verified policy, for checks without a connection."""
+    """Keep the verified policy and its keys, for checks without a connection."""
     policy = await kit.control.policy()
+    name = f"{POLICY}{policy.record.number}"
+    if kit.journal.fact(name) is None:
+        kit.journal.set_fact(name, policy.raw.decode())
     keys = known_keys(kit.journal) | {kit.genesis.root_key, *policy.record.coordinator_keys}
     if keys != known_keys(kit.journal):
         kit.journal.set_fact(KEYS, json.dumps(sorted(keys)))
@@ -73,40 +76,14 @@ def known_keys(journal: Journal) -> set[str]:
     return set(json.loads(journal.fact(KEYS) or "[]"))
 
 
-def check(receipt: Receipt, network: str, node: str, keys: Collection[str]) -> dict[str, Any]:
-    """Prove a judged contribution; the facts that hold. Raises on the first thing that does not."""
-    body = receipt.body.get("receipt")
-    if not isinstance(body, dict):
-        raise ParisError("log.proof", "there is no proof yet")
-    ours = unseal(canonical(body.get("contribution")), Contribution, network, {node})
-    verdict = unseal(canonical(body.get("verdict")), Verdict, network, keys)
-    if ours.id != receipt.contribution or verdict.record.contribution != ours.id:
-        raise ParisError("log.proof", "the receipt is another contribution's")
-    checkpoint = Checkpoint.open(str(body.get("checkpoint")), origin(network), keys)
-    wanted = [ours.id, verdict.id, ours.record.assignment, ours.record.commitment]
-    if body.get("merge") is not None:
-        wanted.append(str(body["merge"]))
-    for statement in wanted:
-        _included(statement, body, checkpoint)
-    return {
-        "contribution": ours.id,
-        "accepted": verdict.record.accepted,
-        "code": verdict.record.code,
-        "merge": body.get("merge"),
-        "log_size": checkpoint.size,
-    }
-
-
-def _included(statement: str, body: dict[str, Any], checkpoint: Checkpoint) -> None:
+def replayed(verdict: Any) -> dict[str, str]:
+    """The numbers of layer L4 in a verdict's envelope; empty without a replay."""
     try:
-        index = body["indices"][statement]
-        proof = [bytes.fromhex(part) for part in body["proofs"][statement]]
-        leaf = leaf_hash(bytes.fromhex(statement))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ParisError("log.proof", f"no proof of {statement[:12]}") from error
-    sound = isinstance(index, int) and not isinstance(index, bool)
-    if not sound or not verify_inclusion(leaf, index, checkpoint.size, proof, checkpoint.root):
-        raise ParisError("log.proof", f"{statement[:12]} is not in the log")
+        payload = json.loads(base64.b64decode(verdict["payload"]))
+        layers = {one["layer"]: one for one in payload["predicate"]["layers"]}
+        return {str(name): str(value) for name, value in layers["L4"]["numbers"]}
+    except (TypeError, KeyError, ValueError):
+        return {}
 
 
 def summary(receipt: Receipt) -> dict[str, Any]:
@@ -114,6 +91,7 @@ def summary(receipt: Receipt) -> dict[str, Any]:
     body = receipt.body
     names = ("expert", "round", "unit", "accepted", "code", "merge", "log_index")
     facts = {name: body.get(name) for name in names}
+    facts |= {"replay": replayed(body.get("verdict")), "vested": body.get("vested")}
     return {"contribution": receipt.contribution, "state": receipt.state, **facts}
 
 
@@ -123,10 +101,25 @@ def line(row: dict[str, Any]) -> str:
         text = row["state"]
     else:
         text = "accepted" if row["accepted"] else f"refused ({row['code']})"
+    if row["replay"]:
+        text += f", {told(row['replay'])}"
     if row["merge"] is not None:
         text += f", merged in {row['merge'][:12]}"
+    if row["vested"] is not None:
+        text += ", vested" if row["vested"] else ", not vested yet"
     if "proof" in row:
         sound = "message" not in row["proof"]
         text += ", proof holds" if sound else f", PROOF FAILS: {row['proof']['message']}"
     where = f"expert {row['expert']} round {row['round']}" if row["expert"] is not None else ""
     return f"{row['contribution'][:12]}  {where:18}  {text}"
+
+
+def told(numbers: Mapping[str, str]) -> str:
+    """What a replay found, in words."""
+    count = numbers.get("segments", "0")
+    if count == "0":
+        return "audit proved nothing"
+    text = f"audited: {count} segment{'' if count == '1' else 's'}"
+    if numbers.get("exact") == "1":
+        return f"{text}, equal bits" if float(numbers.get("rho", "0")) == 0 else f"{text}, others"
+    return f"{text}, rho {numbers.get('rho', '?')} (limit {numbers.get('limit', '?')})"

@@ -14,8 +14,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
+from paris_node import receipts
 from paris_node.journal import Journal
+from paris_node.kept import MB
+from paris_node.kit import ALARM
+from paris_node.openings import counts
 from paris_node.traffic import moved
+from paris_node.upkeep import states_used
 from paris_protocol.envelope import unseal
 from paris_protocol.errors import DISK, GPU, NETWORK, REASONS, ParisError
 from paris_protocol.records import Assignment
@@ -31,6 +36,7 @@ _CODES: Final = {
     "network.finished": 12,
     "network.version": 21,
     "node.quarantined": 22,
+    "node.revoked": 22,
     "trainer.failed": 50,
     "job.silent": 50,
     "internal": 50,
@@ -78,6 +84,19 @@ def describe(journal: Journal, folder: Path, *, why: str, running: bool) -> dict
             "refused": len(judged) - accepted,
             "merged": sum(receipt.body.get("merge") is not None for receipt in known),
         },
+        "audits": {
+            "passed": sum(
+                bool(receipts.replayed(each.body.get("verdict")))
+                for each in judged
+                if each.body.get("accepted") is True
+            ),
+            "reported": sum(
+                one.kind == "audit-report" for one in journal.letters(state="acknowledged")
+            ),
+            "challenges": counts(journal.challenges()),
+        },
+        "states_mb": -(-states_used(folder) // MB),
+        "alarm": journal.fact(ALARM),
         "last_transition": last[0][0] if last else None,
     }
 
@@ -112,6 +131,16 @@ def lines(view: dict[str, Any]) -> list[str]:
         f"  handed in {done['handed_in']} · accepted {done['accepted']} · refused {done['refused']}"
         f" · merged {done['merged']} · in the outbox {view['outbox']}"
     )
+    audits = view["audits"]
+    asked = audits["challenges"]
+    if asked["open"] or asked["answered"] or audits["reported"]:
+        out.append(
+            f"  audits passed {audits['passed']} · openings answered {asked['answered']}"
+            f" · open {asked['open']} · lost {asked['lost']} · replayed for others"
+            f" {audits['reported']} · kept states {view['states_mb']} MB"
+        )
+    if view["alarm"] is not None:
+        out.append(f"  ALARM: the log is not what it was: {view['alarm']}")
     return out
 
 

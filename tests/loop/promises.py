@@ -5,24 +5,31 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from loop.tiny import TinyNetwork
 from paris_models.checkpoint import load_tensors, raw_items
+from paris_models.commands.evidence import Evidence
 from paris_models.config import ExpertConfig, RecipeConfig, UnitConfig
 from paris_models.shards import read_shards
 from paris_models.train import new_state, state_tensors, train_step, weights
 from paris_models.updates import make_update
-from paris_protocol.envelope import open_genesis
+from paris_protocol.draws import check_draws
+from paris_protocol.envelope import open_genesis, unseal_any
+from paris_protocol.net.logs import LogPlace, read_log
 from paris_protocol.net.store import BlobStore
-from paris_protocol.records import Assignment, Commitment, Genesis
+from paris_protocol.records import Assignment, Commitment, Genesis, Policy
 from paris_protocol.streams import unit_key
 from paris_protocol.tensors import tensor_root
 
 
 def check_promises(net: TinyNetwork, recompute: int = 2) -> None:
     """Nothing accepted lost, nothing counted twice, no half-applied step, one head per expert.
+
+    Everything that was drawn for an audit was replayed with equal bits, and every draw is the only
+    one possible.
 
     `recompute` contributions are trained again from their assignments alone, never interrupted:
     they must have the same tensor roots, committed states included.
@@ -50,6 +57,8 @@ def check_promises(net: TinyNetwork, recompute: int = 2) -> None:
         )
         for before, after in pairwise(line):
             assert after.parent.weights == before.result
+    draws = check_audits(net, evidence)
+    assert draws["waiting"] == [] or not net.view.finished()
     genesis = open_genesis((net.state / "genesis.json").read_bytes(), net.network).record
     store = BlobStore(net.state / "store")
     commitments = {sealed.id: sealed.record for sealed in evidence.statements[Commitment.TYPE]}
@@ -62,6 +71,24 @@ def check_promises(net: TinyNetwork, recompute: int = 2) -> None:
         assert tuple(again[1]) == commitments[contribution.commitment].states, (
             "a committed state differs"
         )
+
+
+def check_audits(net: TinyNetwork, evidence: Evidence) -> dict[str, Any]:
+    """All draws of the log, repeated; honest work is replayed with equal bits."""
+    place = LogPlace(net.state / "log")
+    ids = read_log(place, net.network).reader.entries()
+    statements = [unseal_any(place.statement(id), net.network) for id in ids]
+    policies = {
+        sealed.record.number: sealed.record
+        for sealed in statements
+        if isinstance(sealed.record, Policy)
+    }
+    for judged in evidence.judged():
+        if judged.audited and judged.accepted:
+            numbers = judged.numbers
+            assert numbers["L4 segments"] >= 1 and numbers["L4 rho"] == 0
+            assert numbers["L4 exact"] == 1, "two processes of one machine are of one class"
+    return check_draws(statements, policies)
 
 
 def retrain(

@@ -37,7 +37,7 @@ PACE = (
     "--set",
     "retry_cap=2",
     "--set",
-    "beat=2",
+    "beat=1",
     "--set",
     'listen=["/ip4/127.0.0.1/tcp/0"]',
 )
@@ -75,7 +75,7 @@ class TinyNetwork:
             f"commit_every = {commit_every}\nsoft_deadline = 60\nhard_deadline = 600\n"
             # A few steps from fresh weights: plumbing is tested here, not statistics.
             '[margins]\ndamage = ["10"]\nmerge_damage = "10"\nnoise_cosine = "-1"\n'
-            'norm_low = "0.01"\nnorm_high = "100"\n'
+            'norm_low = "0.01"\nnorm_high = "100"\nblock_z = "0"\n'
         )
         self.fleet.call(
             "prepare",
@@ -128,19 +128,16 @@ class TinyNetwork:
         self.until(self.view.answers, 60, "the coordinator to answer")
 
     def join(self, name: str, *more: str) -> Running:
-        """Start a volunteer that leaves when the network has finished."""
-        command = [
-            "paris-node",
-            "join",
-            self.invite,
-            "--yes",
-            "--state",
-            str(self.folder / name),
-            "--name",
-            name,
-            "--until-finished",
-            *PACE,
-        ]
+        """Start a volunteer that leaves when the network has finished; hostile with attacks.
+
+        One that has joined before is started as a service would: it may be alone at first.
+        """
+        state = ["--state", str(self.folder / name), "--until-finished"]
+        program = ["python", "-m", "paris_node.hostile"] if "--attacks" in more else ["paris-node"]
+        if (self.folder / name / "genesis.json").exists():
+            command = [*program, "run", *state]
+        else:
+            command = [*program, "join", self.invite, "--yes", *state, "--name", name, *PACE]
         run = self.fleet.start(name, [*command, *([] if self.swarm else ["--no-swarm"]), *more])
         self.nodes[name] = run
         return run

@@ -13,7 +13,8 @@ import pytest
 from nodeworld import STEPS, Office, ScriptedTrainer, make_kit
 from paris_node.app import Agent
 from paris_node.control import ask
-from paris_node.jobs import Jobs, Kit
+from paris_node.jobs import Jobs
+from paris_node.kit import Kit
 from paris_node.machine import FakeMachine
 from paris_node.volunteer import Phase
 from paris_protocol.errors import ParisError
@@ -305,7 +306,7 @@ class Killed(BaseException):
     """What a kill -9 is to the code inside: the end, in the middle of whatever it did."""
 
 
-POINTS = ("record", "post", "settle", "keep_unit", "keep_receipt")
+POINTS = ("record", "post", "settle", "keep_unit", "keep_receipt", "keep_challenge")
 
 
 def kill_at(kit: Kit, office: Office, point: int) -> Callable[[], bool]:
@@ -354,12 +355,13 @@ async def live_until_killed(kit: Kit, dead: Callable[[], bool]) -> None:
         await asyncio.gather(agent._job, return_exceptions=True)
 
 
-@pytest.mark.parametrize("first", range(1, 48, 4))
+@pytest.mark.parametrize("first", range(1, 60, 4))
 def test_killed_at_any_write_or_call_nothing_is_lost_or_counted_twice(
     tmp_path: Path, first: int
 ) -> None:
     async def play() -> None:
         office = Office(units=2)
+        office.judges, office.audits = False, True
         handlers = dict(office.control.handlers)
         steps: list[tuple[str, int]] = []
         for point in (first, first // 2 + 3, 7):
@@ -377,9 +379,39 @@ def test_killed_at_any_write_or_call_nothing_is_lost_or_counted_twice(
         kit.journal.close()
         steps += trainer.trained
         assert len(office.granted) == len(office.accepted) == len(office.contributions) == 2
+        assert office.judged == set(office.contributions), "an opening was lost"
         for unit in office.accepted:
             again = [step for one, step in steps if one == unit]
             assert sorted(set(again)) == list(range(1, STEPS + 1))
             assert len(again) <= STEPS + 3 * 5, "more was redone than what followed the last saves"
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("until_finished", [True, False])
+def test_a_revoked_key_ends_the_node_that_waits_for_the_end_and_is_told(
+    tmp_path: Path, until_finished: bool
+) -> None:
+    async def play() -> None:
+        office = Office(units=2)
+        real = office.control.handlers["lease"]
+
+        def revoked(raw: bytes) -> dict[str, Any]:
+            if office.accepted:
+                raise ParisError("node.revoked")
+            return real(raw)
+
+        office.control.handlers["lease"] = revoked
+        kit = make_kit(tmp_path / "a", office)
+        if until_finished:
+            with pytest.raises(ParisError) as ended:
+                await asyncio.wait_for(Agent(kit, Jobs(kit), until_finished=True).run(), 20)
+            assert ended.value.code == "node.revoked"
+            kit.journal.close()
+            return
+        async with living(kit) as agent:
+            await until(lambda: agent.volunteer.why == "node.revoked", "the refusal")
+            status = await asyncio.to_thread(ask, kit.folder, "status")
+            assert status["code"] == 22
 
     asyncio.run(play())

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from node.test_audits import audit
 from nodeworld import NODE, Office, digest, key, make_kit
 from paris_models.checkpoint import load_tensors, raw_items, save_tensors
-from paris_node.hostile import ATTACKS, DISGUISE, Hostile, _attacks, forge
+from paris_node.hostile import ATTACKS, DISGUISE, FORGED, LIE, REFUSE, Hostile, _attacks, forge
+from paris_node.hostile_trainer import noted
 from paris_node.volunteer import Phase
 from paris_protocol.envelope import seal
+from paris_protocol.errors import ParisError
 from paris_protocol.records import Contribution, TensorFile
 from paris_protocol.tensors import tensor_root
 
@@ -36,7 +39,7 @@ def honest(tmp_path: Path) -> dict[str, Any]:
     return {"update": str(tmp_path / "update.safetensors"), "update_root": root, "states": ["x"]}
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", FORGED)
 def test_a_forgery_is_what_its_name_says(
     tmp_path: Path, honest: dict[str, Any], attack: str
 ) -> None:
@@ -138,3 +141,87 @@ def test_the_list_of_attacks_comes_from_the_command_line() -> None:
     assert _attacks(["hostile"]) == ATTACKS
     with pytest.raises(SystemExit):
         _attacks(["hostile", "--attacks", "bribe"])
+
+
+def test_a_lie_about_training_is_noted_before_and_told_to_nobody(tmp_path: Path) -> None:
+    office = Office(units=3)
+    kit = make_kit(tmp_path / "h", office)
+    jobs = Hostile(kit, ("skip-steps", LIE))
+    seen: list[str] = []
+    train = kit.trainer.train
+
+    async def looked(order: Any, hear: Any) -> dict[str, Any]:
+        seen.append(noted(Path(order["work"])))
+        return await train(order, hear)
+
+    kit.trainer.train = looked  # type: ignore[method-assign]
+
+    async def play() -> None:
+        for _ in range(2):
+            unit = await jobs.ask()
+            for phase in list(Phase)[2:]:
+                await jobs.run(phase, unit, lambda step: None)
+
+    asyncio.run(play())
+    assert seen == ["skip-steps", "honest"]
+    assert [line["attack"] for line in jobs.past()] == ["skip-steps"]
+    kit.journal.close()
+
+
+def test_it_waits_for_each_verdict(tmp_path: Path) -> None:
+    office = Office(units=2)
+    office.judges = False
+    kit = make_kit(tmp_path / "h", office)
+    jobs = Hostile(kit, ("reorder", "rate"))
+
+    async def play() -> None:
+        unit = await jobs.ask()
+        for phase in list(Phase)[2:]:
+            await jobs.run(phase, unit, lambda step: None)
+        with pytest.raises(ParisError) as refused:
+            await jobs.ask()
+        assert refused.value.code == "work.none"
+        office.judge(jobs.past()[0]["contribution"], accepted=False)
+        await jobs.ask()
+
+    asyncio.run(play())
+    kit.journal.close()
+
+
+def test_it_keeps_its_states_to_itself_where_that_is_the_lie(tmp_path: Path) -> None:
+    office = Office(units=2)
+    office.judges, office.audits = False, True
+    kit = make_kit(tmp_path / "h", office)
+    jobs = Hostile(kit, (REFUSE,))
+
+    async def play() -> None:
+        openings = jobs.openings()
+        for expected in (0, 1):
+            unit = await jobs.ask()
+            for phase in list(Phase)[1:]:
+                await jobs.run(phase, unit, lambda step: None)
+            await openings.hear([one for each in office.asked.values() for one in each])
+            for one in kit.journal.challenges("open"):
+                await openings._try(one)
+            assert len({one.contribution for one in office.openings}) == expected
+            office.judge(jobs._letter(unit, "contribution").id)
+
+    asyncio.run(play())
+    kit.journal.close()
+
+
+def test_a_lying_auditor_says_the_opposite(tmp_path: Path) -> None:
+    office = Office(units=2)
+    office.granted.append(audit(office))
+    kit = make_kit(tmp_path / "h", office)
+    jobs = Hostile(kit, (LIE,))
+
+    async def play() -> None:
+        unit = await jobs.ask()
+        for phase in list(Phase)[1:]:
+            await jobs.run(phase, unit, lambda step: None)
+
+    asyncio.run(play())
+    [report] = office.reports
+    assert not report.passed and [one.passed for one in report.segments] == [False]
+    kit.journal.close()

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from nodeworld import NODE, NOW, ROOT, Office, key, make_kit, make_policy
-from paris_node.jobs import Jobs, NetworkOver, check_lease, is_final, needed_blobs, version_tuple
+from paris_node.jobs import Jobs, NetworkOver, is_final
+from paris_node.leases import check_lease, needed_blobs, version_tuple
 from paris_node.machine import FakeMachine
 from paris_node.volunteer import Phase
 from paris_protocol.envelope import seal

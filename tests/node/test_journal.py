@@ -7,13 +7,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paris_node.journal import SCHEMA, Journal, Letter, Receipt
+from paris_node.journal import SCHEMA, Challenged, Journal, Letter, Receipt
 from paris_node.volunteer import Phase, Snapshot
 from paris_protocol.errors import ParisError
 
@@ -78,6 +79,7 @@ def test_letters_are_posted_all_or_none(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from paris_node.journal import Journal, Letter
 from paris_node.volunteer import Phase, Snapshot
@@ -171,3 +173,23 @@ def test_reading_beside_a_writer_changes_nothing(tmp_path: Path) -> None:
         reader.set_fact("a", "b")
     reader.close()
     writer.close()
+
+
+def test_a_journal_of_the_version_before_is_read_and_taken_further(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal.open(path, NET)
+    journal.post([letter("a")])
+    journal._db.executescript("DROP TABLE challenges; PRAGMA user_version=1;")
+    journal.close()
+    only_read = Journal.read(path)
+    assert only_read is not None and only_read.challenges() == []
+    only_read.close()
+    again = Journal.open(path, NET)
+    one = Challenged("c", "u", b"envelope", None, "open")
+    again.keep_challenge(one)
+    again.keep_challenge(replace(one, id="d", state="answered"))
+    again.keep_challenge(replace(one, opening=b"opening"))
+    assert again.challenges("open") == [replace(one, opening=b"opening")]
+    assert {each.id for each in again.challenges()} == {"c", "d"}
+    assert [each.id for each in again.letters()] == ["a"]
+    again.close()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nodeworld import NODE, ROOT, Office, digest, key, make_kit
-from paris_node import receipts
-from paris_node.journal import Receipt
+from nodeworld import NODE, ROOT, Office, digest, key, make_kit, make_policy
+from paris_node import proofs, receipts
+from paris_node.journal import Journal, Receipt
+from paris_protocol.audit import chain_head, chain_value, make_draw
 from paris_protocol.envelope import seal
 from paris_protocol.errors import ParisError
 from paris_protocol.log import Checkpoint, Tree, leaf_hash, origin
-from paris_protocol.records import Contribution, Verdict
+from paris_protocol.records import AuditRules, Contribution, Draw, Verdict
 
 OFFICE = Office()
 NET = OFFICE.network
@@ -49,6 +51,7 @@ def receipt(**changes: Any) -> Receipt:
             layers=(),
             policy=1,
             at=1,
+            audit=changes.get("draw"),
         ),
         changes.get("judge", ROOT),
         NET,
@@ -70,7 +73,7 @@ def receipt(**changes: Any) -> Receipt:
 
 
 def check(one: Receipt) -> dict[str, Any]:
-    return receipts.check(one, NET, NODE.id, {ROOT.id})
+    return proofs.check(one, NET, NODE.id, {ROOT.id})
 
 
 def test_a_receipt_is_proved_without_asking_anybody() -> None:
@@ -135,3 +138,87 @@ def test_answers_are_kept_until_the_story_is_over(tmp_path: Path) -> None:
     )
     assert receipts.line(receipts.summary(one)).startswith("c1")
     kit.journal.close()
+
+
+# ---------------------------------------------------------------- the draw
+
+START = b"the start of the chain"
+RULES = AuditRules(
+    chain=chain_head(START, 8),
+    chain_length=8,
+    segments=1,
+    rate="10",
+    floor="0.05",
+    probation=3,
+    probation_weight="0.25",
+    vesting=3,
+    answer_within=60,
+    retry_within=60,
+    auditors=0,
+    canary="0",
+)
+
+
+def drawn(**changes: Any) -> Draw:
+    """The honest draw of `receipt`: its commitment is leaf 2 of the log."""
+    facts = {"number": 1, "size": 3, "root": digest("root"), "standing": 0} | changes
+    return make_draw(RULES, 2, secret=chain_value(START, 8, facts["number"]), **facts)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    made = Journal.open(tmp_path / "journal.sqlite", NET)
+    sealed = OFFICE.assignment(0, NODE.id)
+    made.keep_unit(sealed.id, sealed.raw, 1.0)
+    made.set_fact(f"{receipts.POLICY}1", make_policy(NET, audit=RULES).raw.decode())
+    yield made
+    made.close()
+
+
+def test_a_draw_is_repeated_from_the_receipt(journal: Journal) -> None:
+    found = proofs.check_audit(receipt(draw=drawn()), journal)
+    assert found is not None
+    assert (found["audited"], found["number"], found["root"]) == (True, 1, "stated")
+    found = proofs.check_audit(receipt(draw=drawn()), journal, lambda size: digest("root"))
+    assert found is not None and found["root"] == "checked"
+    assert proofs.check_audit(receipt(), journal) is None
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        drawn().model_copy(update={"segments": (1 - drawn().segments[0],)}),
+        drawn().model_copy(update={"audited": False, "segments": ()}),
+        drawn().model_copy(update={"rate": "0.05"}),
+        drawn().model_copy(update={"secret": chain_value(START, 8, 2)}),
+        drawn().model_copy(update={"number": 2}),
+        drawn(size=4),
+    ],
+)
+def test_a_draw_that_somebody_chose_is_seen(journal: Journal, forged: Draw) -> None:
+    with pytest.raises(ParisError) as refused:
+        proofs.check_audit(receipt(draw=forged), journal)
+    assert refused.value.code == "audit.draw"
+
+
+def test_a_root_that_the_log_never_had_is_seen(journal: Journal) -> None:
+    with pytest.raises(ParisError) as refused:
+        proofs.check_audit(receipt(draw=drawn()), journal, lambda size: digest("another"))
+    assert refused.value.code == "audit.draw"
+
+
+def test_a_policy_that_was_not_kept_proves_nothing(journal: Journal) -> None:
+    journal._db.execute("DELETE FROM facts WHERE key LIKE 'policy.%'")
+    with pytest.raises(ParisError) as refused:
+        proofs.check_audit(receipt(draw=drawn()), journal)
+    assert refused.value.code == "audit.draw"
+
+
+def test_what_a_replay_found_in_words() -> None:
+    exact = {"segments": "2", "exact": "1", "rho": "0", "limit": "0"}
+    assert receipts.told(exact) == "audited: 2 segments, equal bits"
+    assert receipts.told(exact | {"segments": "1", "rho": "0.4"}) == "audited: 1 segment, others"
+    within = {"segments": "1", "exact": "0", "rho": "0.01", "limit": "0.05"}
+    assert receipts.told(within) == "audited: 1 segment, rho 0.01 (limit 0.05)"
+    assert receipts.told({"segments": "0"}) == "audit proved nothing"
+    assert receipts.replayed(None) == receipts.replayed({"payload": "!"}) == {}

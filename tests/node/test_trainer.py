@@ -19,8 +19,9 @@ import torch
 
 from paris_models.checkpoint import load_tensors, raw_items, save_tensors
 from paris_node import trainer
-from paris_node.trainer import RESULT, STATE, Order, Unit, train_unit
+from paris_node.trainer import Asked, train_unit
 from paris_node.training import TrainerProcess
+from paris_node.unit import RESULT, STATE, Order, Unit
 from paris_protocol.errors import ParisError
 from paris_protocol.lineage import committed_steps
 from paris_protocol.tensors import states_root, tensor_root
@@ -66,7 +67,7 @@ def trained(order: Order, stop_at: int | None = None) -> dict[str, Any]:
 
     Unit.step = step  # type: ignore[method-assign]
     try:
-        train_unit(order, said.append, lambda: False)
+        train_unit(order, said.append, Asked())
     except Killed:
         return {}
     finally:

@@ -1,0 +1,179 @@
+"""Openings: a node lays committed states open when the coordinator asks for them.
+
+Challenges come with the answers to beats and are journalled; only those that a coordinator key of
+the policy signed, about our own work, count (others are logged and ignored). They are answered
+beside training, while the owner lets the node work, and again until every byte is acknowledged or
+the deadline is over; a restart goes on where it was::
+
+    openings = Openings(kit)
+    await openings.hear(answer.get("challenges"))
+    await openings.run()                              # for ever; cancelled at a pause
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+from paris_node.journal import Challenged
+from paris_node.kit import Kit
+from paris_node.upkeep import order_of
+from paris_protocol.canonical import canonical
+from paris_protocol.envelope import Sealed, seal, statement_id, unseal
+from paris_protocol.errors import ParisError
+from paris_protocol.net.fetch import upload_blob
+from paris_protocol.records import (
+    Challenge,
+    Commitment,
+    Contribution,
+    Opening,
+    OpenState,
+    TensorFile,
+)
+
+ROUNDS: Final = 4
+"""Uploads of one answer before it rests for a while."""
+MOST: Final = 64
+"""Challenges of one beat that are looked at."""
+_OVER: Final = frozenset(
+    {"audit.state", "audit.unknown", "audit.closed", "node.revoked", "commitment.mismatch"}
+)
+"""Refusals after which asking again changes nothing."""
+
+
+class Openings:
+    """See the module."""
+
+    def __init__(self, kit: Kit) -> None:
+        self.kit = kit
+        self._woken = asyncio.Event()
+
+    # ------------------------------------------------------------ being asked
+
+    async def hear(self, challenges: object) -> None:
+        """Take in the challenges of a beat's answer."""
+        for value in challenges[:MOST] if isinstance(challenges, list) else ():
+            try:
+                await self._take(canonical(value))
+            except ParisError as error:
+                extra = {"code": error.code, "detail": error.detail}
+                self.kit.log.warning("challenge.ignored", extra=extra)
+
+    async def _take(self, raw: bytes) -> None:
+        kit = self.kit
+        if statement_id(raw) in {one.id for one in kit.journal.challenges()}:
+            return
+        keys = (await kit.control.policy()).record.coordinator_keys
+        sealed = unseal(raw, Challenge, kit.network, keys)
+        unit, commitment = self._ours(sealed.record)
+        wanted = sealed.record.states
+        if not wanted or not all(place < len(commitment.states) for place in wanted):
+            raise ParisError("audit.unknown", f"states {sealed.record.states}")
+        kit.journal.keep_challenge(Challenged(sealed.id, unit, raw, None, "open"))
+        about = {"unit": unit, "states": list(sealed.record.states)}
+        kit.log.info("challenge.taken", extra=about)
+        self._woken.set()
+
+    def _ours(self, challenge: Challenge) -> tuple[str, Commitment]:
+        """The unit that a challenge is about and what was committed to; `audit.unknown`."""
+        kit = self.kit
+        letters = {one.id: one for one in kit.journal.letters()}
+        ours = letters.get(challenge.contribution)
+        if challenge.node != kit.key.id or ours is None or ours.kind != "contribution":
+            raise ParisError("audit.unknown", "it is about another node's work")
+        record = unseal(ours.envelope, Contribution, kit.network, {kit.key.id}).record
+        letter = letters[record.commitment]
+        return ours.unit, unseal(letter.envelope, Commitment, kit.network, {kit.key.id}).record
+
+    # ------------------------------------------------------------ answering
+
+    async def run(self) -> None:
+        """Answer what is open, now and whenever something new is asked; never ends by itself."""
+        while True:
+            self._woken.clear()
+            for one in self.kit.journal.challenges("open"):
+                await self._try(one)
+            waits = bool(self.kit.journal.challenges("open"))
+            try:
+                async with asyncio.timeout(self.kit.settings.retry if waits else None):
+                    await self._woken.wait()
+            except TimeoutError:
+                continue
+
+    async def _try(self, one: Challenged) -> None:
+        """Answer one challenge, or note why it cannot be answered (yet)."""
+        try:
+            await self.answer(one)
+            return
+        except ParisError as error:
+            code, detail = error.code, error.detail
+        except OSError as error:
+            code, detail = "internal", str(error)
+        except Exception as error:  # noqa: BLE001 - one that fails keeps no other from its answer
+            code, detail = "internal", f"{type(error).__name__}: {error}"
+        extra = {"unit": one.unit, "code": code, "detail": detail[:200]}
+        self.kit.log.warning("opening.failed", extra=extra)
+        if code in _OVER or self.kit.clock() > self._challenge(one).record.deadline:
+            self._end(one, code if code in _OVER else "audit.unanswered")
+
+    async def answer(self, one: Challenged) -> None:
+        """Make the opening, send it, and upload until the coordinator has it all."""
+        kit = self.kit
+        if one.opening is None:
+            one = await self._open(one)
+            kit.journal.keep_challenge(one)
+        assert one.opening is not None
+        for _ in range(ROUNDS):
+            answer = await kit.control.post("openings", one.opening)
+            if answer.get("state") == "complete":
+                kit.log.info("opening.answered", extra={"unit": one.unit})
+                self._end(one, "answered")
+                return
+            lacking = answer.get("lacking")
+            for state in self._opening(one.opening).states:
+                if not isinstance(lacking, list) or state.file.blob.id in lacking:
+                    pieces = range(len(kit.store.manifest(state.file.blob.id).pieces))
+                    await upload_blob(state.file.blob, kit.store, kit.control, pieces)
+        raise ParisError("network.down", "the opening is not complete yet")
+
+    async def _open(self, one: Challenged) -> Challenged:
+        """The signed opening of a challenge; its states stand in the store, pinned."""
+        kit, challenge = self.kit, self._challenge(one)
+        _, commitment = self._ours(challenge.record)
+        order = await order_of(kit, one.unit)
+        order |= {"roots": list(commitment.states), "states": list(challenge.record.states)}
+        states = []
+        for place, path, root in await kit.trainer.open(order):
+            ref = await asyncio.to_thread(kit.store.add_file, path)
+            kit.store.pin(ref.id)
+            states.append(OpenState(index=place, file=TensorFile(blob=ref, root=root)))
+        await asyncio.to_thread(shutil.rmtree, Path(order["work"]) / "opened", ignore_errors=True)
+        opening = Opening(
+            challenge=one.id, contribution=challenge.record.contribution, states=tuple(states)
+        )
+        raw = seal(opening, kit.key, kit.network).raw
+        return Challenged(one.id, one.unit, one.envelope, raw, "open")
+
+    def _end(self, one: Challenged, state: str) -> None:
+        kit = self.kit
+        kit.journal.keep_challenge(Challenged(one.id, one.unit, one.envelope, one.opening, state))
+        for opened in () if one.opening is None else self._opening(one.opening).states:
+            kit.store.remove(opened.file.blob)
+
+    def _challenge(self, one: Challenged) -> Sealed[Challenge]:
+        return unseal(one.envelope, Challenge, self.kit.network, None)
+
+    def _opening(self, raw: bytes) -> Opening:
+        return unseal(raw, Opening, self.kit.network, {self.kit.key.id}).record
+
+
+def counts(challenges: list[Challenged]) -> dict[str, Any]:
+    """Challenges by state, for `status`."""
+    states = [one.state for one in challenges]
+    return {
+        "open": states.count("open"),
+        "answered": states.count("answered"),
+        "lost": sum(state not in ("open", "answered") for state in states),
+    }

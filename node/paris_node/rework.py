@@ -1,0 +1,181 @@
+"""What the trainer does besides training: lay committed states open, and replay others' segments.
+
+A state that was not kept is made again from the nearest earlier one, and must have the committed
+root, else `audit.state`: this machine does not repeat its own training. A replay that need not be
+exact needs a calibrated tolerance; without one it abstains, for a report is never a guess::
+
+    found = open_states(order, commitment.states, [3, 7], say)     # [[3, path, root], …]
+    report = replay_audit(order, job, say)                         # numerics, segments, passed
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+
+from paris_models import checkpoint, train, updates
+from paris_models.replay import audit_segments, model_class, replay
+from paris_node.kept import start_of
+from paris_node.unit import (
+    Order,
+    header_of,
+    keep_state,
+    open_head,
+    open_shards,
+    root_of,
+    root_of_tensors,
+)
+from paris_protocol.audit import segments_of, states_to_open, tolerance_for
+from paris_protocol.errors import ParisError
+from paris_protocol.lineage import committed_steps
+from paris_protocol.records import AuditRules, Commitment
+
+OPENED: Final = "opened"
+"""Folder for states that were made again; whoever asked for them empties it."""
+Say = Callable[[dict[str, Any]], None]
+Tensors = dict[str, torch.Tensor]
+
+
+def open_states(
+    order: Order, roots: Sequence[str], wanted: Sequence[int], say: Say
+) -> list[tuple[int, str, str]]:
+    """(place, file, root) of each wanted state, from its file or by training again.
+
+    Says `opening` with the step after each state. `audit.unknown` for a place that does not exist.
+    """
+    steps = committed_steps(order.assignment.steps, order.assignment.commit_every)
+    if len(roots) != len(steps) or not all(0 <= place < len(steps) for place in wanted):
+        raise ParisError("audit.unknown", f"states {list(wanted)} of {len(steps)}")
+    shutil.rmtree(order.work / OPENED, ignore_errors=True)
+    files = {place: order.kept(place) for place in range(1, len(steps))}
+    files = {place: path for place, path in files.items() if path.exists()}
+    found = []
+    for place in sorted(set(wanted)):
+        if place not in files or _read(files[place], roots[place]) is None:
+            state = _make_again(order, files, roots, steps, place)
+            if root_of(state) != roots[place]:
+                raise ParisError("audit.state", f"training again gives another state {place}")
+            files[place] = order.work / OPENED / f"{place}.safetensors"
+            keep_state(state, files[place])
+        say({"event": "opening", "step": steps[place]})
+        found.append((place, str(files[place]), roots[place]))
+    return found
+
+
+def _make_again(
+    order: Order, files: dict[int, Path], roots: Sequence[str], steps: Sequence[int], place: int
+) -> train.TrainState:
+    """The state at a place, trained from the nearest earlier file that is what was committed."""
+    parent = open_head(order.parent, order.expert)
+    state = train.new_state(order.expert, order.recipe, parent, device=order.device)
+    while (start := start_of(place, files)) > 0:
+        tensors = _read(files[start], roots[start])
+        if tensors is not None:
+            train.load_state_tensors(state, tensors)
+            break
+        del files[start]
+    replay(state, open_shards(order), order.config, steps[place])
+    return state
+
+
+def _read(path: Path, root: str) -> Tensors | None:
+    """The tensors of an own file if they are still those with this root; else None."""
+    try:
+        tensors = checkpoint.load_tensors(path)
+    except (OSError, ValueError, SafetensorError):
+        return None
+    return tensors if root_of_tensors(tensors) == root else None
+
+
+def replay_audit(order: Order, job: Mapping[str, Any], say: Say) -> dict[str, Any]:
+    """Replay the segments of an audit assignment: `numerics`, `segments` (plain), `passed`.
+
+    `job`: the `commitment`, the `states` that were opened ([place, path] each), the `numerics` that
+    the trainer claimed, and the policy's audit `rules`, both possibly None. Without segments,
+    `passed` says that nothing could be told here, `not passed` that opened bytes are others than
+    those that were committed.
+    """
+    assignment = order.assignment
+    assert assignment.audit is not None
+    commitment = Commitment.model_validate_json(json.dumps(job["commitment"]))
+    own = order.numerics()
+    exact = assignment.kernels == "reference" and job["numerics"] == own
+    limits = None if exact else _limits(order, job["rules"])
+    paths = {int(place): Path(path) for place, path in job["states"]}
+    ends = states_to_open(assignment.audit.segments, exact=exact)
+    if not (exact or limits) or not set(ends) <= set(paths):
+        return {"numerics": own, "segments": [], "passed": True}
+    parent = open_head(order.parent, order.expert)
+    opened = _open(order, parent, paths, commitment.states)
+    if opened is None:
+        return {"numerics": own, "segments": [], "passed": False}
+    say({"event": "progress", "step": 0})
+    clips, found = open_shards(order), []
+    for segment in assignment.audit.segments:
+        found += audit_segments(
+            order.expert,
+            order.recipe,
+            order.config,
+            clips,
+            parent,
+            commitment.states,
+            opened,
+            [segment],
+            exact=exact,
+            limits=limits,
+            root_of=root_of_tensors,
+            device=order.device,
+        )
+        say({"event": "progress", "step": len(found)})
+    passed = all(one.passed for one in found) and _made(order, parent, opened, commitment)
+    return {"numerics": own, "segments": [asdict(one) for one in found], "passed": passed}
+
+
+def _limits(order: Order, rules: Any) -> tuple[float, float] | None:
+    """The calibrated limits for the unit's segments, if there are any."""
+    if rules is None:
+        return None
+    tolerance = tolerance_for(
+        AuditRules.model_validate_json(json.dumps(rules)),
+        order.assignment.dtype,
+        model_class(order.expert, order.recipe),
+        order.assignment.commit_every,
+    )
+    return None if tolerance is None else (float(tolerance.rho), float(tolerance.tensor))
+
+
+def _open(
+    order: Order, parent: Tensors, paths: Mapping[int, Path], roots: Sequence[str]
+) -> dict[int, Tensors] | None:
+    """A stranger's states behind the gate; None if any is not the one that was committed."""
+    blank = train.new_state(order.expert, order.recipe, parent)
+    schema, opened = checkpoint.schema_of(train.state_tensors(blank)), {}
+    for place, path in paths.items():
+        try:
+            header_of(path, schema)
+        except ParisError:
+            return None
+        opened[place] = checkpoint.load_tensors(path)
+        if root_of_tensors(opened[place]) != roots[place]:
+            return None
+    return opened
+
+
+def _made(
+    order: Order, parent: Tensors, opened: Mapping[int, Tensors], commitment: Commitment
+) -> bool:
+    """Whether the committed update is last state − parent, if the last state was opened."""
+    last = opened.get(segments_of(order.assignment))
+    if last is None:
+        return True
+    prefix = "weights."
+    result = {n.removeprefix(prefix): t for n, t in last.items() if n.startswith(prefix)}
+    update = updates.make_update(parent, result, order.assignment.update_codec)
+    return root_of_tensors(update) == commitment.update_root
