@@ -75,6 +75,10 @@ def test_the_readmes_story(network: object, tmp_path: Path) -> None:
         "SOURCE": str(network.state / "releases" / "1"),
         "RELEASE": str(tmp_path / "release"),
         "out.mp4": str(tmp_path / "out.mp4"),
+        "BLOBS": str(network.state / "store"),
+        "INVITE": network.invite,
+        "witness.key": str(tmp_path / "witness.key"),
+        "WITNESS": str(tmp_path / "witness"),
     }
     prepare, init, serve = of("paris-coordinator")
     run(prepare, places)

@@ -10,6 +10,7 @@ from typing import Any
 from paris_coordinator.release import ReleaseSource, draft, publish
 from paris_coordinator.worker import perform
 from paris_protocol.envelope import Sealed, seal
+from paris_protocol.evidence import lineage_statements
 from paris_protocol.log import Checkpoint, Tree, leaf_hash, origin
 from paris_protocol.records import (
     Assignment,
@@ -22,7 +23,7 @@ from paris_protocol.records import (
     TensorFile,
     Verdict,
 )
-from paris_protocol.release import lineage_statements, proof_file
+from paris_protocol.release import proof_file
 from tinynet import NODES, ROOT, SECRET, TinyNet, hexed, plain, tensor_file
 
 
@@ -138,11 +139,19 @@ class TinyRelease:
         )  # fmt: skip
 
     def publish(
-        self, name: str, signer: Any = ROOT, spoil: Callable[[Path], None] | None = None
+        self,
+        name: str,
+        signer: Any = ROOT,
+        spoil: Callable[[Path], None] | None = None,
+        models: Callable[[Path], None] | None = None,
     ) -> Path:
-        """A release folder `name`; `spoil` may damage the draft after it was signed."""
-        models, folder = self.folder / f"{name}.models", self.folder / f"{name}.draft"
-        source = self.source(models)
+        """A release folder `name`; `spoil` may damage the draft after it was signed, `models` what
+        goes into it before.
+        """
+        bundle, folder = self.folder / f"{name}.models", self.folder / f"{name}.draft"
+        source = self.source(bundle)
+        if models is not None:
+            models(bundle)
         release = seal(draft(source, folder), signer, self.net.genesis.id)
         if spoil is not None:
             spoil(folder)
@@ -150,6 +159,6 @@ class TinyRelease:
         tree = Tree(leaf_hash(bytes.fromhex(each.id)) for each in log)
         note = Checkpoint(origin(self.net.genesis.id), tree.size, tree.root()).sign(ROOT)
         ids = [each.id for each in log]
-        needed = [*source.lineage, release]
+        needed = [self.net.policy, *source.lineage, release]
         proof = proof_file(note, tree, tree.size, {e.id: ids.index(e.id) for e in needed})
         return publish(folder, release, proof, self.folder / name)

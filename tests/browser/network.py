@@ -166,7 +166,7 @@ class Network:
             records.Layer(layer="L2", passed=True, code="", numbers=(("relative", "0.0213"),)),
             records.Layer(
                 layer="L3", passed=good, code="" if good else code,
-                numbers=(("delta", "-0.0041" if good else "0.0832"), ("se", "0.0009")),
+                numbers=(("n", "64"), ("margin", "0.02"), ("bucket", "-1" if good else "1")),
             ),
         ]  # fmt: skip
         verdict = records.Verdict(

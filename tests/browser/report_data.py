@@ -60,6 +60,18 @@ def report_data(hostile: str = "sign-flip") -> dict[str, Any]:
             "hostile": {"accepted": [], "refused": 2},
         },
         "refused": {hostile: {"L3": 1}, "tamper": {"L0": 1}},
+        "audits": {
+            "judged": 38,
+            "drawn": 30,
+            "replayed": 29,
+            "segments": 58,
+            "equal_bits": 28,
+            "within_tolerance": 0,
+            "worst_rho": None,
+            "refused": 1,
+            "revoked": 1,
+            "reverted": 1,
+        },
         "merges": [
             {"id": "ab" * 32, "expert": k, "round": r, "inputs": 2, "published": True}
             for k in range(3)

@@ -146,8 +146,8 @@ numbers = st.floats(-1e6, 1e6, allow_nan=False)
 def test_ticks_cover_and_are_few(a: float, b: float, about: int) -> None:
     low, high = min(a, b), max(a, b)
     ticks = charts.nice_ticks(low, high, about)
-    assert ticks[0] <= low + 1e-6 * max(1, abs(low))
-    assert ticks[-1] >= high - 1e-6 * max(1, abs(high))
+    slack = 1e-6 * max(1, abs(low), abs(high))
+    assert ticks[0] <= low + slack and ticks[-1] >= high - slack
     assert 2 <= len(ticks) <= about + 3
     assert ticks == sorted(set(ticks))
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -21,7 +22,12 @@ from paris_models.commands.pull import run_pull
 from paris_models.commands.verify import run_verify
 from paris_models.releases import generate, load_release
 from paris_models.video import Geometry, read_clip
+from paris_protocol.blobs import Manifest
+from paris_protocol.envelope import unseal_any
 from paris_protocol.errors import ParisError
+from paris_protocol.net.folder import verify_folder
+from protocol.world import log_files, put_files
+from tinynet import ROOT
 from tinyrelease import TinyRelease
 
 PROMPT = "a red wave drifts"
@@ -277,6 +283,104 @@ def test_the_command_verifies_and_names_the_broken_file(
     assert wrong.exit_code == 23
     none = runner.invoke(app, ["verify", str(tmp_path), "--json"])
     assert (none.exit_code, json.loads(none.stdout)["code"]) == (20, "release.none")
+
+
+@pytest.fixture(scope="module")
+def blobs(tiny: TinyRelease, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the release's statements name: the initial checkpoint and the updates."""
+    folder = tmp_path_factory.mktemp("blobs")
+    for path in [tiny.net.head_file, *tiny.net.folder.glob("update-*.safetensors")]:
+        manifest = Manifest.build([path.read_bytes()])
+        shutil.copy(path, folder / f"{manifest.id}.blob")
+    return folder
+
+
+def test_the_command_recomputes_every_merge(release: Path, blobs: Path) -> None:
+    words = ["verify", str(release), "--recompute", "--blobs", str(blobs)]
+    done = CliRunner().invoke(app, [*words, "--json"])
+    assert done.exit_code == 0, done.stderr
+    facts = json.loads(done.stdout)
+    steps = facts["recompute"]["steps"]
+    assert (facts["verified"], [step["same"] for step in steps]) == (True, [True, True])
+    done = CliRunner().invoke(app, words)
+    assert done.stdout.count("2 inputs, same bits") == 2
+
+
+def test_what_is_gone_is_named_and_not_called_verified(
+    release: Path, blobs: Path, tmp_path: Path
+) -> None:
+    found = verify_folder(release)
+    merge = next(each.record for each in found.lineage.values() if each.record.TYPE == "merge")
+    lost = merge.inputs[1]
+    copy = tmp_path / "blobs"
+    shutil.copytree(blobs, copy)
+    (copy / f"{lost.update.blob.id}.blob").unlink()
+    words = ["verify", str(release), "--recompute", "--blobs", str(copy)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1
+    assert "NOT RECOMPUTABLE" in done.stdout
+    assert not done.stdout.startswith("verified")
+    assert "[merge.input-gone]" in done.stderr
+    assert lost.contribution in done.stderr
+    facts = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert (facts["verified"], facts["code"]) == (False, "merge.input-gone")
+    assert CliRunner().invoke(app, [*words[:2], "--blobs", str(copy)]).exit_code == 2
+
+
+def test_an_expert_that_is_not_the_head_is_refused(
+    tiny: TinyRelease, blobs: Path, tmp_path: Path
+) -> None:
+    """Signed as a file, but not what the merges made: recomputing sees it."""
+
+    def swap(models: Path) -> None:
+        weights = "diffusion_pytorch_model.safetensors"
+        shutil.copy(models / "expert_1" / weights, models / "expert_0" / weights)
+
+    swapped = tiny.publish("swapped", models=swap)
+    assert run_verify(swapped)["verified"]
+    done = CliRunner().invoke(app, ["verify", str(swapped), "--recompute", "--blobs", str(blobs)])
+    assert (done.exit_code, "expert_0" in done.stderr) == (1, True)
+
+
+def test_the_command_explains(release: Path, tiny: TinyRelease) -> None:
+    done = CliRunner().invoke(app, ["verify", str(release), "--explain", "--json"])
+    assert done.exit_code == 0, done.stderr
+    story = json.loads(done.stdout)["explain"]
+    for expert, head in zip(story["experts"], tiny.heads, strict=True):
+        [step] = expert["steps"]
+        assert step["result"] == expert["head"] == head.weights.root
+        for part in step["inputs"]:
+            assert set(part["shards"]) <= set(expert["shards"])
+            assert [layer["layer"] for layer in part["layers"]] == ["L0", "L1", "L2", "L3"]
+            assert (part["weight"], part["scale"]) == (0.5, 1.0)
+    text = CliRunner().invoke(app, ["verify", str(release), "--explain"]).stdout
+    for head in tiny.heads:
+        assert head.merge is not None
+        assert head.merge[:16] in text
+        assert head.weights.root[:16] in text
+
+
+def test_the_command_checks_the_log(
+    tiny: TinyRelease, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
+    sealed = unseal_any((release / "release.json").read_bytes(), tiny.net.genesis.id)
+    world: Any = SimpleNamespace(
+        log=[*tiny.log, sealed], network=tiny.net.genesis.id, policies=[tiny.net.policy],
+        heads=tiny.heads,
+    )  # fmt: skip
+    log = put_files(tmp_path / "log", log_files(world, signer=ROOT))
+    words = ["verify", str(release), "--log", str(log)]
+    done = CliRunner().invoke(app, [*words, "--json"])
+    assert done.exit_code == 0, done.stderr
+    facts = json.loads(done.stdout)["log"]
+    assert facts == {
+        "log_size": len(world.log), "log_stale": True, "draws": 0, "audited": 0, "waiting": [],
+    }  # fmt: skip
+    world.log.append(sealed)
+    put_files(log, log_files(world, len(world.log) - 2, signer=ROOT))
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code, "[log.rollback]" in done.stderr) == (1, True)
 
 
 def test_the_command_generates(release: Path, tmp_path: Path) -> None:

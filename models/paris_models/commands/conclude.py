@@ -22,7 +22,8 @@ from torch import Tensor
 
 from paris_models import worlds
 from paris_models.checkpoint import load_tensors
-from paris_models.commands.evidence import Evidence, Judged
+from paris_models.commands.attacks import audits, is_hostile, refusals, told_attacks
+from paris_models.commands.evidence import Evidence
 from paris_models.commands.report import Row, contact_sheet
 from paris_models.evaluate import held_out_losses, paired
 from paris_models.expert import expert_from
@@ -31,7 +32,6 @@ from paris_models.releases import LoadedRelease, generate, load_release
 from paris_models.shards import read_shards
 from paris_models.video import write_mp4
 from paris_protocol.envelope import open_genesis
-from paris_protocol.errors import REASONS
 
 if TYPE_CHECKING:
     from paris_models.commands.demo import Demo
@@ -45,11 +45,10 @@ SHOWN = tuple(
     for m, c, s in ((0, 0, 0), (1, 2, 1), (2, 3, 2), (3, 4, 0))
 )
 """Twelve captions: three worlds × four motions, with different colours and shapes."""
-NOT_JUDGED = "not judged"
 UNSEEN = (
-    "L0 to L3 do not see a few missing steps, another order of the data, other noise or a slightly "
-    "different rate, part of a copy, or small noise mixed into honest work; only replaying pieces "
-    "of the training (L4, not built yet) will."
+    "L0 to L3 do not see missing steps, another order of the data or another rate; L4 sees them in "
+    "the segments that it replays. Nobody sees poisoned shards, nor a lie in a segment that was "
+    "not drawn: that is bounded by the audit rate, and taken back when the key is revoked."
 )
 PACKAGES = ("paris-ddm", "torch", "diffusers", "hivemind", "safetensors", "cryptography", "av")
 
@@ -69,9 +68,9 @@ def conclude(demo: Demo, evidence: Evidence) -> dict[str, Any]:
     smoke = demo.scale.recipe == "smoke.toml"
     sheets, videos = show(demo.out, loaded, initial) if demos_own else ([], [])
     names = node_names(demo)
-    hostile = {node for node, name in names.items() if name == "hostile"}
-    judged = evidence.judged()
-    attacks = told_attacks(demo.out / "hostile" / "attacks.jsonl", judged, evidence)
+    hostile = {node for node, name in names.items() if is_hostile(name)}
+    judged = [each for each in evidence.judged() if each.on_merit]
+    attacks = told_attacks(demo.out, evidence)
     # The log knows the liar's key, also if its status could not be asked for.
     lies = {attack["contribution"] for attack in attacks}
     hostile |= {each.node for each in judged if each.id in lies}
@@ -95,6 +94,7 @@ def conclude(demo: Demo, evidence: Evidence) -> dict[str, Any]:
             },
         },
         "refused": refusals(attacks),
+        "audits": audits(evidence),
         "merges": [
             {
                 "id": id,
@@ -264,45 +264,6 @@ def node_names(demo: Demo) -> dict[str, str]:
     }
 
 
-def told_attacks(path: Path, judged: Sequence[Judged], evidence: Evidence) -> list[dict[str, Any]]:
-    """What the hostile volunteer says it did, and what the log says became of it."""
-    verdicts = {j.id: j for j in judged}
-    merged = evidence.merged()
-    told = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        entry = json.loads(line)
-        verdict = verdicts.get(entry["contribution"])
-        caught = verdict is not None and not verdict.accepted
-        if verdict is None:
-            layer, code, sentence = NOT_JUDGED, "", "too late or never handed in; it was not merged"
-            caught = entry["contribution"] not in merged
-        elif caught:
-            layer, code = verdict.layer, verdict.code
-            sentence = REASONS[code].text if code in REASONS else code
-        else:
-            layer, code, sentence = "L4", "", "passed L0 to L3; the replay audit would catch it"
-        told.append(
-            {
-                "attack": entry["attack"],
-                "contribution": entry["contribution"],
-                "layer": layer,
-                "code": code,
-                "sentence": sentence,
-                "caught": caught,
-            }
-        )
-    return told
-
-
-def refusals(attacks: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """attack → layer → how many were refused there."""
-    table: dict[str, Counter[str]] = {}
-    for attack in attacks:
-        if attack["caught"] and attack["layer"] != NOT_JUDGED:
-            table.setdefault(attack["attack"], Counter())[attack["layer"]] += 1
-    return {attack: dict(count) for attack, count in table.items()}
-
-
 def schedule(evidence: Evidence) -> str:
     """The unit schedule that the assignments name."""
     plans = {a.plan for a in evidence.assignments().values()}
@@ -345,7 +306,15 @@ def training_spans(
     return spans
 
 
-KINDS = {"verify": "verify", "runmerge": "merge", "runrouter": "router", "runrelease": "release"}
+KINDS = {
+    "verify": "verify",
+    "replay": "replay",
+    "runcanary": "replay",
+    "runmerge": "merge",
+    "runrevert": "merge",
+    "runrouter": "router",
+    "runrelease": "release",
+}
 
 
 def coordinator_spans(path: Path, zero: float) -> list[dict[str, Any]]:

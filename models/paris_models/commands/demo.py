@@ -14,10 +14,12 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paris_models.commands.attacks import Hostiles, is_hostile
 from paris_models.commands.evidence import read_log
 from paris_models.commands.fleet import Fleet, Running, free_port
 from paris_models.commands.watch import Coordinator, NodeView
@@ -26,7 +28,6 @@ from paris_protocol.errors import ParisError
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 MARK = ".paris-demo"
 HONEST = ("volunteer-1", "volunteer-2", "volunteer-3")
-HOSTILE = "hostile"
 VICTIM = "volunteer-2"
 PACE = (
     "--set",
@@ -34,7 +35,7 @@ PACE = (
     "--set",
     "retry_cap=4",
     "--set",
-    "beat=5",
+    "beat=2",
     "--set",
     'listen=["/ip4/127.0.0.1/tcp/0"]',
 )
@@ -45,16 +46,33 @@ PROMPTS = ("a red ball moves left", "blue checkers camera pans right", "a yellow
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the demo is: clips rendered, prompts judged, and the longest wait in seconds."""
+    """How large the demo is: clips rendered, prompts judged, longest wait in seconds, attacks."""
 
     recipe: str
     clips: int
     prompts: int
     patience: float
+    attacks: tuple[str, ...]
 
 
-SMOKE = Scale("smoke.toml", clips=2400, prompts=192, patience=420)
-FULL = Scale("demo.toml", clips=10800, prompts=768, patience=1500)
+SMOKE = Scale(
+    "smoke.toml",
+    clips=2400,
+    prompts=192,
+    patience=420,
+    attacks=("skip-steps", "copy", "reorder", "sign-flip", "noise", "tamper"),
+)
+FULL = Scale(
+    "demo.toml",
+    clips=10800,
+    prompts=768,
+    patience=1500,
+    attacks=(
+        "skip-steps", "copy", "reorder", "sign-flip", "rate", "noise", "half-batch", "inflate",
+        "own-data", "tamper", "extrapolate", "refuse-opening",
+    ),
+)  # fmt: skip
+"""The attacks are made in this order; a revoked key ends a volunteer, and the next one goes on."""
 
 
 @dataclass
@@ -155,7 +173,8 @@ class Demo:
         server = self.serve()
         self.wait("the coordinator to answer", self.coordinator.answers, 60)
         nodes = {name: self.join(name) for name in HONEST}
-        hostile = self.join(HOSTILE)
+        hostiles = Hostiles(self.join, self.out, self.scale.attacks)
+        hostiles.start()
         deadline = time.monotonic() + self.scale.patience
         killed = restarted = False
         while not self.coordinator.finished():
@@ -169,13 +188,16 @@ class Demo:
                 server = self.restart(server)
                 restarted = True
             self.alive(server, nodes)
+            if hostiles.look():
+                say(f"a hostile key was revoked; {hostiles.names[-1]} joins with another")
             time.sleep(0.5)
         if not (killed and restarted):
             self.notes.append(
                 "The network finished before every planned interruption had its turn."
             )
-        self.settle(nodes, hostile)
-        self.last_status = {name: NodeView(self.out / name).status() for name in (*HONEST, HOSTILE)}
+        self.settle(nodes, hostiles.running)
+        everyone = (*HONEST, *hostiles.names)
+        self.last_status = {name: NodeView(self.out / name).status() for name in everyone}
         server.process.terminate()
         server.process.wait(30)
         self.fleet.finished(server)
@@ -187,9 +209,9 @@ class Demo:
             ["paris-coordinator", "serve", "--state", str(self.state), "--port", str(self.port)],
         )
 
-    def join(self, name: str) -> Running:
-        """A volunteer joins, with its own state folder; the hostile one by its own program."""
-        program = ["python", "-m", "paris_node.hostile"] if name == HOSTILE else ["paris-node"]
+    def join(self, name: str, attacks: Sequence[str] = ()) -> Running:
+        """A volunteer joins, with its own state folder; a hostile one by its own program."""
+        program = ["python", "-m", "paris_node.hostile"] if is_hostile(name) else ["paris-node"]
         return self.fleet.start(
             name,
             [
@@ -203,6 +225,7 @@ class Demo:
                 name,
                 "--until-finished",
                 *PACE,
+                *(["--attacks", ",".join(attacks)] if attacks else []),
             ],
         )
 
@@ -261,11 +284,13 @@ class Demo:
                     f"{run.name} ended with {code}: {run.log.read_text(errors='replace')[-800:]}"
                 )
 
-    def settle(self, nodes: dict[str, Running], hostile: Running) -> None:
+    def settle(self, nodes: dict[str, Running], hostile: Running | None) -> None:
         """The volunteers leave by themselves once the network has finished."""
         for run in nodes.values():
             self.wait(f"{run.name} to leave", lambda run=run: run.process.poll() is not None, 60)
             self.fleet.finished(run)
+        if hostile is None:
+            return
         if hostile.process.poll() is None:
             hostile.process.terminate()
             self.wait(

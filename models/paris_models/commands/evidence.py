@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paris_protocol.audit import NO_FAULT
 from paris_protocol.canonical import real
 from paris_protocol.envelope import Sealed, unseal_any
-from paris_protocol.records import Assignment, Contribution, Merge, Verdict
+from paris_protocol.records import Assignment, Contribution, Merge, Revert, Verdict
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,12 @@ class Judged:
     layer: str
     numbers: Mapping[str, float]
     at: int
+    audited: bool = False
+
+    @property
+    def on_merit(self) -> bool:
+        """Whether the verdict says something about the work: else it was not needed any more."""
+        return self.code not in NO_FAULT
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ class Evidence:
                     last,
                     numbers,
                     verdict.at,
+                    verdict.audit is not None and verdict.audit.audited,
                 )
             )
         return found
@@ -76,6 +84,11 @@ class Evidence:
             if merge.published
             for each in merge.inputs
         }
+
+    def reverted(self) -> set[str]:
+        """Ids of the contributions that were taken out of a head again."""
+        reverts = self.statements.get(Revert.TYPE, [])
+        return {each.contribution for sealed in reverts for each in sealed.record.removed}
 
     def assignments(self) -> dict[str, Assignment]:
         """Every lease by its id."""

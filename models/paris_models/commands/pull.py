@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -25,8 +25,10 @@ from paris_protocol.envelope import Sealed, open_genesis, peek, unseal
 from paris_protocol.errors import ParisError
 from paris_protocol.invite import is_loopback
 from paris_protocol.net.folder import hash_file, named_network, verify_folder
+from paris_protocol.net.logs import LogMemory, memory_folder, recall
 from paris_protocol.records import Release, ReleaseFile
-from paris_protocol.release import GENESIS, MAX_PROOF, PROOF, RELEASE, keys_of, open_policies
+from paris_protocol.release import GENESIS, MAX_PROOF, PROOF, RELEASE, open_policies
+from paris_protocol.signers import keys_of
 
 CHUNK: Final = 256 << 10
 TIMEOUT: Final = 30.0
@@ -97,11 +99,17 @@ class HttpSource:
 
 
 def run_pull(
-    source: str, out: Path, network: str | None = None, progress: Progress = None
+    source: str,
+    out: Path,
+    network: str | None = None,
+    progress: Progress = None,
+    *,
+    older: bool = False,
 ) -> dict[str, Any]:
     """Fetch and verify; `out` appears whole or not at all.
 
-    An `out` that already is this release is left as it is; any other existing `out` is refused.
+    An `out` that already is this release is left as it is; any other existing `out` is refused, and
+    so is a release older than one that this user has seen (`log.rollback`), unless `older`.
     """
     expected = named_network(network)
     place = _source(source)
@@ -109,16 +117,29 @@ def run_pull(
     with _disk():
         draft.mkdir(parents=True, exist_ok=True)
         release = _statements(place, draft, expected)
+        memory = LogMemory(memory_folder())
+        if not older:
+            _not_older(memory, open_genesis((draft / GENESIS).read_bytes()).id, release)
         if out.exists():
             _same_release(out, release, expected)
             shutil.rmtree(draft, ignore_errors=True)
         else:
             _files(place, draft, release.record.files, progress)
             _drop_strangers(draft, release.record.files)
-            verify_folder(draft, expected)
+            found = verify_folder(draft, expected)
+            seen = recall(memory, draft, found, newest=not older)
             draft.rename(out)
+            with suppress(OSError, ParisError):  # such as a home that cannot be written
+                memory.keep(found.network, seen)
     total = sum(entry.size for entry in release.record.files)
     return {"out": str(out), "number": release.record.number, "release": release.id, "bytes": total}
+
+
+def _not_older(memory: LogMemory, network: str, release: Sealed[Release]) -> None:
+    """Refuses an old release before anything large is fetched."""
+    seen, number = memory.load(network), release.record.number
+    if seen is not None and number < seen.release:
+        raise ParisError("log.rollback", f"release {number}, release {seen.release} was seen")
 
 
 def _source(text: str) -> Source:

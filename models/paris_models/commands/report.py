@@ -14,8 +14,8 @@ script. A report that does not follow the schema is refused (`internal`) and not
                     None: to the end; kind "alive" is a lane's ground; "stage", "train", "verify",
                     "merge", "router", "release" are bars; "kill", "restart" (end = start) are marks
     curves          {expert: [{"round", "loss", "se", "n"}]}, held-out loss after so many merges
-    attacks         [{"attack", "contribution", "layer", "code", "sentence", "caught"}]; with caught
-                    false, layer is the one that would catch it
+    attacks         [{"attack", "contribution", "layer", "code", "sentence", "caught", "detail"}];
+                    with caught false, layer is the one that would catch it; detail: L4's numbers
     sheets          [{"title", "png"}], paths relative to `out`
     videos          [{"title", "file"}], paths relative to `out`
     where_time_went {what: seconds}
