@@ -37,8 +37,19 @@ IMPURE = {
 }
 PURE_THIRD_PARTY = {"cryptography", "securesystemslib", "pydantic"}
 CORES = {
-    "paris_coordinator": ["desk.py", "merging.py", "judging.py"],
-    "paris_node": ["volunteer.py", "consent.py", "fit.py"],
+    "paris_coordinator": [
+        "desk.py",
+        "merging.py",
+        "judging.py",
+        "sequential.py",
+        "agenda.py",
+        "auditdesk.py",
+        "auditing.py",
+        "board.py",
+        "events.py",
+        "secrets.py",
+    ],
+    "paris_node": ["volunteer.py", "consent.py", "fit.py", "kept.py", "leases.py"],
 }
 HEAVY_ONLY_IN = {  # third party -> the files (or folders) that may import it
     "hivemind": ["protocol/paris_protocol/net/dht.py"],

@@ -196,8 +196,13 @@ def test_the_chain_of_policies_leads_to_the_root() -> None:
     forged = seal(policy_record(2, first.id, (NODES[0].id,)), NODES[0], world.network)
     assert served([first, forged]) == "record.signer"
     assert served([stranger, forged]) == "record.signer"
+    linked = seal(policy_record(2, first.id, (OTHER.id,)), OTHER, world.network)
+    assert served([first, linked]) == "none"
     other = seal(policy_record(1, None, (OTHER.id, NODES[0].id)), ROOT, world.network)
-    assert served([other, second]) == "record.signer"
+    assert served([other, linked]) == "record.signer"
+    # A coordinator may change numbers; keys are named by the root key alone.
+    usurped = seal(policy_record(2, first.id, (COORDINATOR.id,)), OTHER, world.network)
+    assert served([first, usurped]) == "record.signer"
     third = seal(policy_record(3, second.id, (COORDINATOR.id,)), COORDINATOR, world.network)
     assert served([first, second, third]) == "none"
 

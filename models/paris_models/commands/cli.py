@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,20 +110,36 @@ def verify(
     network: Annotated[
         str | None, typer.Option(help="The network's id or invite; without it the folder's own.")
     ] = None,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Repeat every merge and compare the bits.")
+    ] = False,
+    blobs: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder or address of the merges' inputs; may be repeated."),
+    ] = None,
+    log: Annotated[
+        str | None, typer.Option(help="Folder or address of the log: check every audit draw.")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Tell where the released weights came from.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check a release offline: every byte, signatures, lineage back to genesis, log proofs."""
-    from paris_models.commands.verify import run_verify
+    from paris_models.commands.verify import Wanted, refusal_of, run, sentence
 
+    wanted = Wanted(recompute, tuple(blobs or ()), log, explain)
     with _refusals(as_json):
-        facts = run_verify(release, network, progress=_bar("hashing", as_json))
-        sentence = (
-            f"verified: release {facts['number']} of network {facts['network']}\n"
-            f"{facts['files']} files, {facts['experts']} experts, every head descends from genesis."
-        )
-        if network is None:
-            sentence += "\nThe network id is the folder's own claim; compare it with your invite."
-        _show(facts, as_json, sentence)
+        if blobs and not recompute:
+            raise ParisError("usage", "--blobs belongs to --recompute")
+        now = int(time.time())
+        facts = run(release, network, wanted, now, lambda label: _bar(label, as_json))
+        error = refusal_of(facts)
+        _show(facts | (error.as_json() if error else {}), as_json, sentence(facts))
+        if error is not None:
+            if not as_json:
+                _complain(error, as_json)
+            raise typer.Exit(error.reason.exit)
 
 
 @app.command()
@@ -130,18 +147,101 @@ def pull(
     source: Annotated[str, typer.Argument(help="A release folder, or the address of a mirror.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to make.")],
     network: Annotated[str | None, typer.Option(help="The network's id or invite.")] = None,
+    older: Annotated[
+        bool, typer.Option("--older", help="Take it even if a newer release was seen.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fetch a release, resumable, verified as it arrives; --out appears whole or not at all."""
     from paris_models.commands.pull import run_pull
 
     with _refusals(as_json):
-        facts = run_pull(source, out, network, progress=_bar("fetching", as_json))
+        facts = run_pull(source, out, network, _bar("fetching", as_json), older=older)
         _show(
             facts,
             as_json,
             f"{facts['out']}: release {facts['number']}, {facts['bytes']} bytes, verified",
         )
+
+
+@app.command()
+def witness(
+    log: Annotated[str, typer.Argument(help="An invite, a log's address, or a folder with it.")],
+    key: Annotated[Path, typer.Option(help="The witness' key file; made if there is none.")],
+    state: Annotated[Path, typer.Option(help="Where the last seen checkpoint is kept.")],
+    network: Annotated[
+        str | None, typer.Option(help="The network's id, without an invite.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The witness' name, such as its host.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the cosigned checkpoint here.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Look once, and end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Follow a network's log, check that it only grows, and cosign its checkpoints."""
+    from paris_models.commands.witness import run_witness
+
+    with _refusals(as_json):
+        facts = run_witness(
+            log,
+            key,
+            state,
+            network=network,
+            name=name,
+            out=out,
+            once=once,
+            tell=lambda line: print(line, file=sys.stderr if as_json else sys.stdout),
+        )
+        if as_json:
+            _show(facts, True, "")
+
+
+@app.command("import-weights")
+def import_weights(
+    source: Annotated[Path, typer.Argument(help="A single file, or a folder of diffusers.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="A .safetensors for recipes, or a folder to make.")
+    ],
+    origin: Annotated[str | None, typer.Option(help="Where the weights come from.")] = None,
+    condition: Annotated[
+        bool, typer.Option(help="Add columns for a given first frame, as zeros.")
+    ] = True,
+    rope: Annotated[
+        str | None, typer.Option(help="Rotary order: interleaved or half-split.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; recipes take float32.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn FLUX.1 or Open-Sora weights into an initial expert; docs/weights.md."""
+    from paris_models.commands.convert import run_import, sentence
+
+    with _refusals(as_json):
+        bar = _bar("converting", as_json)
+        facts = run_import(source, out, origin, rope, dtype, condition=condition, progress=bar)
+        _show(facts, as_json, sentence(facts))
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="An expert: its folder, or its tensor file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file or folder to make.")],
+    kind: Annotated[
+        str, typer.Option("--as", help="bfl, comfyui, open-sora or diffusers.")
+    ] = "bfl",
+    origin: Annotated[
+        str | None, typer.Option(help="What the expert started from, if its file does not say.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write an expert as other programs read it, with the licences that bind it."""
+    from paris_models.commands.convert import run_export, sentence
+
+    with _refusals(as_json):
+        bar = _bar("converting", as_json)
+        facts = run_export(source, out, kind, origin, dtype, progress=bar)
+        _show(facts, as_json, sentence(facts))
 
 
 @app.command()
