@@ -134,7 +134,7 @@ class Initial(Section):
 
     file: str | None = None
     seed: int = Field(default=0, ge=0)
-    origin: Literal["scratch", "flux.1-schnell", "flux.1-dev"] = "scratch"
+    origin: Literal["scratch", "flux.1-schnell", "flux.1-dev", "open-sora-v2"] = "scratch"
 
 
 class Objective(Section):
@@ -299,9 +299,10 @@ class Recipe(Section):
 
     def check_licences(self) -> tuple[Licence, ...]:
         """All licences that bind; `recipe.licence` where the clean preset uses a bound part."""
+        origin = self.initial.origin  # Open-Sora v2 was trained on from FLUX.1-dev
         bound = {
             "codec.kind hunyuan-vae": (self.codec.kind == "hunyuan-vae", HUNYUAN),
-            "initial.origin flux.1-dev": (self.initial.origin == "flux.1-dev", FLUX_DEV),
+            f"initial.origin {origin}": (origin in ("flux.1-dev", "open-sora-v2"), FLUX_DEV),
         }
         used = {field: licence for field, (is_used, licence) in bound.items() if is_used}
         if used and self.preset != "paper":

@@ -208,6 +208,9 @@ def import_weights(
     rope: Annotated[
         str | None, typer.Option(help="Rotary order: interleaved or half-split.")
     ] = None,
+    trust_rope: Annotated[
+        bool, typer.Option("--trust-rope", help="Even where the weights seem to say otherwise.")
+    ] = False,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; recipes take float32.")
     ] = None,
@@ -218,7 +221,16 @@ def import_weights(
 
     with _refusals(as_json):
         bar = _bar("converting", as_json)
-        facts = run_import(source, out, origin, rope, dtype, condition=condition, progress=bar)
+        facts = run_import(
+            source,
+            out,
+            origin,
+            rope,
+            dtype,
+            trust_rope=trust_rope,
+            condition=condition,
+            progress=bar,
+        )
         _show(facts, as_json, sentence(facts))
 
 
