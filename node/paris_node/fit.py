@@ -164,14 +164,14 @@ def work_of_network(
 
 def plan_lines(report: Report, *, every: bool) -> list[str]:
     """Per size the plan to train under and why not a better one; with `every`, all the plans."""
-    head = f"{'size':10}{'plan':14}{'memory':>11}{'RAM':>8}{'s/step':>10}  {'per day':24}"
+    head = f"{'size':10}{'plan':17}{'memory':>11}{'RAM':>8}{'s/step':>10}  {'per day':24}"
     lines = [f"{head} {'unit':>9}  note"]
     for size, offers in report.items():
         chosen, better = best(offers), missed(offers)
         if every:
             lines += [_line(size, offer, offer.why or _mark(offer, chosen)) for offer in offers]
         elif chosen is None:
-            lines.append(f"{size:10}{'none':14}{better.why if better else ''}")
+            lines.append(f"{size:10}{'none':17}{better.why if better else ''}")
         else:
             note = f"{better.plan.name} {better.why}" if better else "the best there is"
             lines.append(_line(size, chosen, note))
@@ -224,7 +224,7 @@ def _line(size: str, offer: Offer, note: str) -> str:
     memory, host = f"{offer.device / GIB:,.2f} GiB", f"{offer.host / GIB:,.1f}"
     step = f"{offer.seconds:,.2f}" if offer.seconds < 1000 else f"{offer.seconds:,.0f}"
     unit = f"{offer.unit_seconds / 3600:,.1f} h"
-    return f"{size:10}{plan:14}{memory:>11}{host:>8}{step:>10}  {day:24} {unit:>9}  {note}"
+    return f"{size:10}{plan:17}{memory:>11}{host:>8}{step:>10}  {day:24} {unit:>9}  {note}"
 
 
 def _mb(size: int) -> int:
