@@ -10,7 +10,7 @@ import sys
 # One thread per process, before any library reads it: what volunteers' assignments pin too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-NAMES = ("step", "start", "join", "route")
+NAMES = ("step", "start", "join", "route", "log", "merge", "verify")
 
 
 def main() -> int:

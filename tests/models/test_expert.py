@@ -51,8 +51,9 @@ def test_configs_are_read_from_records_with_decimal_strings() -> None:
     assert RouterConfig.from_record(record) == RouterConfig(32, 2, 2, 64, 200, 0.004)
     rate = SimpleNamespace(start="1", end="0.5", shape="cosine", warmup=3)
     assignment = SimpleNamespace(
-        steps=30, batch=8, rate=rate, commit_every=10, dtype="float32", threads=1
-    )
+        steps=30, batch=8, rate=rate, commit_every=10, dtype="float32", threads=1,
+        kernels="reference",
+    )  # fmt: skip
     unit = UnitConfig.from_record(assignment, KEY)
     assert unit == UnitConfig(KEY, 30, 8, 1.0, 0.5, "cosine", 3, 10, "float32", 1)
     with pytest.raises(ValueError, match="16 bytes"):
