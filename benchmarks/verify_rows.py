@@ -19,8 +19,8 @@ GROSS: Final = ("random weights", "noise", "loud noise", "flip", "x3", "noise la
 COPIES: Final = ("unchanged", "copy")
 QUIET: Final = ("lazy", "tenth of noise", "wrong cluster", "shuffled captions")
 CLIPPED: Final = ("noise x10", "flip x5")
-UNITS: Final = 4
-"""Units of a round, which share what is measured of their head."""
+UNITS: Final = 2
+"""Units of a round (as in the demo), which share what is measured of their head."""
 FLOOR: Final = 0.05
 """The audit rate of steady state (trust §2.5)."""
 

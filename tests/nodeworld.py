@@ -315,17 +315,18 @@ class Office:
     def open(self, raw: bytes) -> dict[str, Any]:
         sealed = unseal(raw, Opening, self.network, self.nodes)
         self.openings.append(sealed.record)
-        lacking = []
+        lacking, missing = [], {}
         for state in sealed.record.states:
             self.control.want(state.file.blob)
             if self.control.missing(state.file.blob):
                 lacking.append(state.file.blob.id)
+                missing[state.file.blob.id] = self.control.missing(state.file.blob)
         if not lacking and self.audits:
             contribution = sealed.record.contribution
             self.judge(contribution)
             self.asked.pop(contribution, None)
         state = "uploading" if lacking else "complete"
-        return {"id": sealed.id, "state": state, "lacking": lacking}
+        return {"id": sealed.id, "state": state, "lacking": lacking, "missing": missing}
 
     def audited(self, raw: bytes) -> dict[str, Any]:
         sealed = unseal(raw, AuditReport, self.network, self.nodes)

@@ -39,6 +39,7 @@ PURE_THIRD_PARTY = {"cryptography", "securesystemslib", "pydantic"}
 CORES = {
     "paris_coordinator": [
         "desk.py",
+        "economics.py",
         "merging.py",
         "judging.py",
         "sequential.py",

@@ -51,7 +51,7 @@ def test_every_promised_row_is_there_with_its_value() -> None:
     got = values(found())
     expected = {
         "verify.gross": 1.0, "verify.unchanged": 1.0, "verify.copy": 1.0, "verify.replay": 1.0,
-        "verify.false_rejects": 0.0, "verify.cost": 0.025, "verify.cost_probation": 0.12,
+        "verify.false_rejects": 0.0, "verify.cost": 0.035, "verify.cost_probation": 0.13,
         "verify.hostile_quarter": 0.001, "verify.clip_only": 0.008, "verify.clean_penalty": 0.0,
         "verify.l0_lora": 0.6,
     }  # fmt: skip

@@ -83,15 +83,24 @@ def _judgements(board: Board) -> Iterator[Effect]:
     waiting = {board.work_of(contribution).record.expert for contribution in board.queue}
     rounds = board.policy.plan.rounds
     heads = [(e.index, e.head.weights.root, e.round < rounds) for e in board.experts]
-    lacking = set()
+    lacking, in_use = set(), _sets_in_use(board)
     for effect in board.shelf.due(heads):
         if isinstance(effect, CommitSecret):
             lacking.add(effect.expert)
+        elif effect.set in in_use:
+            continue
         if not isinstance(effect, CommitSecret) or effect.expert in waiting:
             yield effect
     for contribution in board.queue:
         if board.work_of(contribution).record.expert not in lacking:
             yield Verify(contribution)
+
+
+def _sets_in_use(board: Board) -> set[str | None]:
+    """Sets that may have judged something whose verdict is still to come: not to be opened yet."""
+    works = (board.work_of(id) for id in (*board.queue, *board.trials, *board.dismissed))
+    heads = {(work.record.expert, work.record.parent.weights.root) for work in works}
+    return {board.shelf.current(expert, head) for expert, head in heads}
 
 
 def _release_steps(board: Board) -> Iterator[Effect]:
@@ -113,16 +122,21 @@ def _scanned(board: Board) -> bool:
 def _closable(board: Board, expert: Expert, now: int) -> tuple[str, ...]:
     """The contributions to merge when the round is over, by unit; else nothing.
 
-    A round whose head is about to be reverted ends at once: what was accepted is merged first.
+    A round whose head is about to be reverted ends at once: what was accepted is merged first. One
+    that is late waits for what has arrived, but not for units that were given out when it was late
+    for as long again: else whoever keeps an audit under way could keep it open for ever.
     """
     accepted = tuple(unit.accepted for unit in expert.units if unit.accepted is not None)
     if not accepted or len(accepted) == len(expert.units):
         return accepted
-    states = {board.works[id].state for unit in expert.units for id in unit.works}
+    works = [board.works[id] for unit in expert.units for id in unit.works]
+    states = {work.state for work in works}
     if any(index == expert.index for index, _ in board.reverting()):
         return () if "queued" in states else accepted
-    late = expert.opened is not None and now - expert.opened >= board.policy.plan.close_after
-    return accepted if late and not states & {"queued", "auditing"} else ()
+    period, opened = board.policy.plan.close_after, now if expert.opened is None else expert.opened
+    waited = {work.state for work in works if work.record.issued - opened < 2 * period}
+    late = expert.opened is not None and now - opened >= period
+    return accepted if late and not waited & {"queued", "auditing"} else ()
 
 
 def _reverts(board: Board) -> Iterator[Effect]:

@@ -176,6 +176,7 @@ class Archive:
             "code": None if work.judged is None else work.judged.code,
             "verdict": verdict,
             "merge": work.merge,
+            "vested": self.desk.vested(id),
             "log_index": self.log.index_of(id),
         }
 

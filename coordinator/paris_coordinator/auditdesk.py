@@ -9,8 +9,9 @@ nothing (`audit.*`, `node.revoked`, `unit.*`)::
     desk.handle(Filed(opening_id, node, opening), now); desk.handle(Opened(contribution), now)
     desk.handle(Filed(report_id, auditor, report), now)
 
-Promises: a contribution is asked for at most twice and its audit ends with a verdict; what a
-revocation names leaves its head; accepted work of others on that head is merged before.
+Promises: a contribution is asked for at most twice while a coordinator is there to be answered, and
+its audit ends with a verdict; what a revocation names leaves its head; accepted work of others on
+that head is merged before.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ class AuditDesk(Board):
 
     def _challenged(self, event: Filed, record: Challenge) -> None:
         audit = self._trial(record.contribution)
-        attempt = 1 if audit.challenge is None else audit.challenge.attempt + 1
+        # The second may be repeated: where it ran out while the coordinator was away.
+        attempt = 1 if audit.challenge is None else 2
         node = self.work_of(record.contribution).record.node
         wanted = (node, audit.measured.states, attempt)
         if audit.opened or (record.node, record.states, record.attempt) != wanted:
@@ -100,9 +102,9 @@ class AuditDesk(Board):
         audit = self.audits.get(record.contribution)
         if audit is None or record.challenge not in audit.challenges:
             raise ParisError("audit.unknown", record.challenge[:16])
-        if record.contribution not in self.trials or audit.unanswered(now):
+        if record.contribution not in self.trials or audit.opened or audit.unanswered(now):
             _closed()
-        if audit.opening is not None and audit.opening.challenge == record.challenge:
+        if record.challenge in audit.answered:
             raise ParisError("unit.second-result", "the challenge has been answered otherwise")
         assert work.committed is not None
         if tuple(state.index for state in record.states) != audit.measured.states:
@@ -114,6 +116,7 @@ class AuditDesk(Board):
             if state.file.blob.size > limit:
                 raise ParisError("blob.too-large", f"{state.file.blob.size} of at most {limit}")
         audit.opening = record
+        audit.answered.add(record.challenge)
         audit.openings.append(event.id)
         known.last = now
 
@@ -127,7 +130,7 @@ class AuditDesk(Board):
         audit = self._trial(fact.contribution)
         if audit.called is not None or not audit.opened:
             _closed("nobody is to be called now")
-        audit.called, audit.called_at = fact.auditors, now
+        audit.called, audit.called_at, audit.check = fact.auditors, now, fact.check
 
     def _audit_draft(self, audit: Audit, node: str, now: int) -> Assignment:
         """The audited assignment once more, for another node and with what is to be replayed."""
@@ -213,7 +216,7 @@ class AuditDesk(Board):
                 waiting.remove(record.contribution)
         work.verdict, work.judged = id, record
         self.shelf.judged(record, work.record.parent.weights.root)
-        node = self.nodes[work.record.node]
+        node = self.heir(work.record.node)
         node.standing = standing_after(node.standing, record)
         if record.contribution in self.audits:
             self._end_audit(self.audits[record.contribution], record)
@@ -229,7 +232,7 @@ class AuditDesk(Board):
         self._close(audit.tasks.values())
         reports = [audit.reports[id] for id in record.reports if id in audit.reports]
         for auditor in false_auditors(reports):
-            node = self.nodes[auditor]
+            node = self.heir(auditor)
             node.standing = 0
             self._count_refusal(node)
 
@@ -237,6 +240,8 @@ class AuditDesk(Board):
         unit = self.experts[work.record.expert].units[work.record.unit]
         work.state, unit.accepted = "accepted", work.contribution
         node.accepted += 1
+        # A machine that was off for some nights of its life is no vandal.
+        node.refusals = max(0, node.refusals - 1)
         self._close(other for other in unit.works if other != work.id)
 
     def _refuse(self, work: Work, node: Node, code: str, now: int) -> None:
@@ -245,7 +250,7 @@ class AuditDesk(Board):
         if expert.head == work.record.parent and expert.attempt == work.attempt:
             unit = expert.units[work.record.unit]
             unit.free_since = now
-            unit.refused.add(work.record.node)
+            unit.refused.update(self.keys_of(work.record.node))
         self._count_refusal(node)
         if code in REVOKING:
             self._condemn(work.record.node, code)
@@ -277,8 +282,8 @@ class AuditDesk(Board):
     def _rotated(self, event: Filed, record: KeyRotation, now: int) -> None:
         """A key gives way to another, which keeps its standing and its refusals.
 
-        The old key gets no more work; what it has handed in is judged as its own, and whoever is
-        revoked is revoked with all its keys.
+        The old key gets no more work. What becomes of what it has handed in is the new key's gain
+        or loss, and whoever is revoked is revoked with all its keys.
         """
         old = self._unrevoked(event.signer)
         if record.old != event.signer or old.after is not None or old.condemned:
@@ -293,13 +298,7 @@ class AuditDesk(Board):
 
     def _condemn(self, node: str, reason: str) -> None:
         """The key is to be revoked, and with it all others of the same volunteer."""
-        keys = [node]
-        for direction in ("before", "after"):
-            at: str | None = node
-            while at is not None:
-                at = getattr(self.nodes[at], direction)
-                keys += [] if at is None else [at]
-        for key in keys:
+        for key in self.keys_of(node):
             if not self.nodes[key].condemned:
                 self.nodes[key].condemned = reason
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Final, Literal
 
 from paris_coordinator.events import Answered, Measured
-from paris_protocol.audit import choose, draw_auditors, draw_seed, states_to_open
+from paris_protocol.audit import draw_auditors, states_to_open
 from paris_protocol.records import (
     AuditReport,
     AuditRules,
@@ -49,10 +49,12 @@ class Audit:
     challenges: list[str] = field(default_factory=list)
     challenge: Challenge | None = None
     openings: list[str] = field(default_factory=list)
+    answered: set[str] = field(default_factory=set)
     opening: Opening | None = None
     opened: bool = False
     called: tuple[str, ...] | None = None
     called_at: int = 0
+    check: bool = False
     tasks: dict[str, str] = field(default_factory=dict)
     reports: dict[str, AuditReport] = field(default_factory=dict)
     answer: Answered | None = None
@@ -61,6 +63,11 @@ class Audit:
     def draw(self) -> Draw:
         """The draw that ordered the audit, or did not."""
         return self.measured.draw
+
+    @property
+    def judged_by_answer(self) -> bool:
+        """A canary, unless the coordinator could not train it: no roots are no answer."""
+        return self.measured.canary and (self.answer is None or bool(self.answer.states))
 
     @property
     def own(self) -> AuditReport | None:
@@ -136,31 +143,21 @@ def deciding(audit: Audit) -> list[AuditReport] | None:
     """The reports that decide, or None while the coordinator itself has to replay.
 
     Its own replay decides whenever there is one. Two volunteers who both passed it decide without,
-    but for the share of such outcomes that is checked, drawn by the audit's seed. A failed outcome
+    but for the share of such outcomes that is checked (`is_checked`). A failed outcome
     is always arbitrated: nobody's key is revoked on the word of volunteers.
     """
     if audit.own is not None:
         return [audit.own]
     votes = audit.votes
-    if len(votes) < ENOUGH or not all(vote.passed for vote in votes) or checked(audit):
+    if len(votes) < ENOUGH or not all(vote.passed for vote in votes) or audit.check:
         return None
     return votes
-
-
-def checked(audit: Audit) -> bool:
-    """Whether the coordinator checks this outcome even if the volunteers agree: at the floor rate.
-
-    The seed is revealed with the verdict, so auditors cannot know it when they report.
-    """
-    seed = draw_seed(audit.draw.root, audit.draw.secret)
-    [place] = choose(seed, b"checked", 1, 1000)
-    return place < Fraction(audit.rules.floor) * 1000
 
 
 def audited_layers(audit: Audit) -> tuple[Literal["L4", "L5"], ...]:
     """The layers that this contribution has to pass beyond the first four."""
     also: list[Literal["L4", "L5"]] = ["L4"] if audit.draw.audited else []
-    return (*also, "L5") if audit.measured.canary else tuple(also)
+    return (*also, "L5") if audit.judged_by_answer else tuple(also)
 
 
 # ---------------------------------------------------------------- who may audit
@@ -180,19 +177,19 @@ def address_block(remote: str | None) -> str:
 
 
 def auditors_for(
-    audit: Audit, trainer: str, standing: Iterable[str], blocks: Mapping[str, str]
+    audit: Audit, trainer: Collection[str], standing: Iterable[str], blocks: Mapping[str, str]
 ) -> tuple[str, ...]:
     """The volunteers drawn for an audit, none if there are fewer than decide.
 
-    `standing` are the nodes of standing, `blocks` the address block of each node that was seen
-    since the coordinator started: whoever was not seen is not asked, nor anybody from the trainer's
-    block.
+    `trainer` are all keys of the trainer, `standing` the nodes of standing, `blocks` the address
+    block of each node that was seen since the coordinator started. Whoever was not seen is not
+    asked, nor anybody from the trainer's block; if the trainer was not seen, nobody is.
     """
-    near = blocks.get(trainer, "")
+    near = {blocks[key] for key in trainer if key in blocks}
     fit = [
         node
         for node in standing
-        if node != trainer and node in blocks and not (near and blocks[node] == near)
+        if near and node not in trainer and node in blocks and blocks[node] not in near - {""}
     ]
     drawn = draw_auditors(audit.draw, fit, audit.rules.auditors)
     return drawn if len(drawn) >= ENOUGH else ()
@@ -208,5 +205,18 @@ def chain_start(seed: bytes, policy: int) -> bytes:
 
 def is_canary(seed: bytes, assignment: str, share: str) -> bool:
     """Whether an assignment is a canary; nobody without the operator's key can tell."""
-    found = hmac.new(seed, f"paris/canary/1/{assignment}".encode(), hashlib.sha256).digest()
+    return _chosen(seed, "canary", assignment, share)
+
+
+def is_checked(seed: bytes, contribution: str, share: str) -> bool:
+    """Whether this audit is replayed even if the volunteers agree: the share is the floor rate.
+
+    Not by the audit's draw: a later contribution's verdict reveals a later value of the hash chain
+    and with it this one's, so that auditors could know before they report.
+    """
+    return _chosen(seed, "check", contribution, share)
+
+
+def _chosen(seed: bytes, purpose: str, subject: str, share: str) -> bool:
+    found = hmac.new(seed, f"paris/{purpose}/1/{subject}".encode(), hashlib.sha256).digest()
     return int.from_bytes(found[:8], "big") < Fraction(share) * (1 << 64)

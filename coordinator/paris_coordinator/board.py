@@ -110,7 +110,7 @@ class Expert:
 
 @dataclass(slots=True)
 class Node:
-    """A registered key: its last fact, refusals since the last pardon, accepted work, standing.
+    """A registered key: its last fact, refusals less acceptances since, accepted work, standing.
 
     `standing`: replay-verified contributions in a row. `condemned` is the reason for a revocation
     that is due, `revoked` the revocation. `before` and `after` are keys of the same volunteer: the
@@ -206,6 +206,23 @@ class Board:
         expert = self.experts[work.record.expert]
         same = expert.head == work.record.parent and expert.attempt == work.attempt
         return same and expert.units[work.record.unit].accepted is None
+
+    def keys_of(self, node: str) -> tuple[str, ...]:
+        """This key and all that are of the same volunteer by rotation."""
+        keys = [node]
+        for direction in ("before", "after"):
+            at: str | None = node
+            while at is not None:
+                at = getattr(self.nodes[at], direction)
+                keys += [] if at is None else [at]
+        return tuple(keys)
+
+    def heir(self, node: str) -> Node:
+        """The newest key of this key's volunteer: standing and refusals are its own."""
+        known = self.nodes[node]
+        while known.after is not None:
+            known = self.nodes[known.after]
+        return known
 
     def audit_task(self, node: str, now: int) -> Audit | None:
         """The oldest audit that this node was drawn for and has not been given yet."""
@@ -313,7 +330,7 @@ class Board:
         return [
             real(value)
             for work in self.works.values()
-            if work.judged is not None and work.judged.accepted and work.record.round == turn
+            if work.judged is not None and _stands(work) and work.record.round == turn
             for layer in work.judged.layers
             for name, value in layer.numbers
             if name == "relative"
@@ -323,7 +340,7 @@ class Board:
         """L2's numbers per block of the expert's accepted work, in order, by the block's name."""
         found: dict[str, list[str]] = {}
         for work in self.works.values():
-            if work.judged is not None and work.judged.accepted and work.record.expert == expert:
+            if work.judged is not None and _stands(work) and work.record.expert == expert:
                 for layer in work.judged.layers:
                     for name, value in layer.numbers:
                         if name.startswith(BLOCK):
@@ -357,3 +374,8 @@ class Board:
             and other.state not in ("open", "uploading")
             and other.handed_in is not None
         ]
+
+
+def _stands(work: Work) -> bool:
+    """Accepted, and not taken back with its node's key."""
+    return work.judged is not None and work.judged.accepted and work.revocation is None

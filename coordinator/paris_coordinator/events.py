@@ -51,10 +51,14 @@ class Opened(NamedTuple):
 
 
 class Called(NamedTuple):
-    """These nodes were drawn to audit a contribution; none: the coordinator replays it itself."""
+    """These nodes were drawn to audit a contribution; none: the coordinator replays it itself.
+
+    `check`: it replays in any case, even if they agree.
+    """
 
     contribution: str
     auditors: tuple[str, ...]
+    check: bool = False
 
 
 class Answered(NamedTuple):

@@ -226,7 +226,8 @@ class Office(Archive):
             await self.uploads.arrived(state.file.blob)
         lacking = self.uploads.lacking(contribution)
         state_now = "uploading" if lacking else "complete"
-        return {"id": sealed.id, "state": state_now, "lacking": lacking}
+        missing = self.uploads.missing(contribution)
+        return {"id": sealed.id, "state": state_now, "lacking": lacking, "missing": missing}
 
     async def audit(self, raw: bytes) -> Json:
         """A volunteer's report on an audit that was assigned to it."""

@@ -2,9 +2,10 @@
 
 The coordinator must be stopped. The root key may be on a stick: it signs here and goes again. A
 policy may also rotate the coordinator's key; the old key then signs nothing more, and the
-operator's secrets, which were derived from the first key, stay as they are. Refused: unknown fields
-and values out of range (`recipe.invalid`), a signer who may not (`record.signer`), a running
-coordinator (`state.in-use`). A kill at any moment leaves the old policy or the new::
+operator's secrets, which were derived from the first key, stay as they are. Naming
+`audit.chain_length` begins a new hash chain, as is needed when the old one is used up. Refused:
+unknown fields and values out of range (`recipe.invalid`), a signer who may not (`record.signer`), a
+running coordinator (`state.in-use`). A kill at any moment leaves the old policy or the new::
 
     publish(state, load_key(stick / "root.key"), changes(["plan.steps=20"]), now)
 """
@@ -18,10 +19,12 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from paris_coordinator.auditing import chain_start
 from paris_coordinator.config import State
 from paris_coordinator.ledger import STATEMENT, Entry, Envelope, Ledger
 from paris_coordinator.projector import Projector
 from paris_coordinator.replay import replay
+from paris_protocol.audit import MOST_DRAWS, chain_head
 from paris_protocol.authority import check_next
 from paris_protocol.envelope import Sealed, seal
 from paris_protocol.errors import ParisError
@@ -129,6 +132,7 @@ def _publish(
             save_key(rotate_to, PrivateKey.generate())
         new = load_key(rotate_to)
         changed = rotation(before.record, key, new) | changed
+    changed = _chained(changed, before.record.number + 1, state.seed())
     sealed = seal(following(before, changed, now), signer or key, genesis.id)
     check_next(genesis, before, sealed)
     if new.id not in (*sealed.record.coordinator_keys, genesis.record.root_key):
@@ -143,6 +147,21 @@ def _publish(
     named = {key for each in (*policies.values(), sealed) for key in each.record.coordinator_keys}
     Projector(state.log, genesis.id, new, named).catch_up(ledger.logged)
     return sealed
+
+
+def _chained(changed: Json, number: int, seed: bytes) -> Json:
+    """A new hash chain where its length is named: the one before may be used up."""
+    audit = changed.get("audit")
+    if not isinstance(audit, dict):
+        return changed
+    if "chain" in audit:
+        raise ParisError("recipe.invalid", "policy.audit.chain follows from the operator's key")
+    length = audit.get("chain_length")
+    if "chain_length" not in audit:
+        return changed
+    if type(length) is not int or not 1 <= length <= MOST_DRAWS:
+        raise ParisError("recipe.invalid", f"policy.audit.chain_length: 1 to {MOST_DRAWS}")
+    return changed | {"audit": audit | {"chain": chain_head(chain_start(seed, number), length)}}
 
 
 def rotation(before: Policy, old: PrivateKey, new: PrivateKey) -> Json:

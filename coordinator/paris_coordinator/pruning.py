@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Final
 
 from paris_coordinator.board import Board, Work
+from paris_protocol.errors import ParisError
 from paris_protocol.net.store import BlobStore
 from paris_protocol.records import BlobRef, TensorFile
 
@@ -41,14 +43,15 @@ def expendable(board: Board, now: int) -> list[BlobRef]:
 
 def _patience(board: Board, work: Work) -> float:
     """Seconds for which an update is kept after the last thing that was done with it."""
+    if work.record.parent == board.experts[work.record.expert].head:
+        return math.inf  # the copy test compares it with every later update to this head
     if board.policy.inputs_kept:
         return board.policy.inputs_kept
-    compared = work.record.parent == board.experts[work.record.expert].head  # the copy test's
-    return APPEAL if work.state in ("refused", "closed") and not compared else math.inf
+    return APPEAL if work.state in ("refused", "closed") else math.inf
 
 
 def _served(board: Board) -> Iterator[TensorFile]:
-    """What is no update: initial checkpoint, shards, codec, text, and every head there was."""
+    """What is no update: initial checkpoint, shards, codec, text, every head, opened states."""
     genesis = board.genesis
     for part in (genesis.initial, genesis.codec.file, genesis.text.file):
         if part is not None:
@@ -56,6 +59,8 @@ def _served(board: Board) -> Iterator[TensorFile]:
     yield from (shard.file for cluster in genesis.clusters for shard in cluster.shards)
     yield from (merge.result for merge in board.merges.values())
     yield from (revert.result for revert in board.reverts.values())
+    for opening in (board.audits[contribution].opening for contribution in board.trials):
+        yield from (state.file for state in opening.states) if opening is not None else ()
 
 
 def _owed(board: Board) -> set[str | None]:
@@ -69,6 +74,8 @@ def _owed(board: Board) -> set[str | None]:
 def _decided(board: Board, work: Work) -> int | None:
     """When the last thing was done with an update, in unix seconds; None while it is in use."""
     times = [work.judged.at] if work.judged is not None else []
+    if work.state == "closed" and not times:  # it never arrived whole, or nobody looked at it
+        times.append(work.record.hard_deadline)
     if work.merge is not None:
         times.append(board.merges[work.merge].at)
     for revert in board.reverts.values():
@@ -79,10 +86,11 @@ def _decided(board: Board, work: Work) -> int | None:
 
 
 def prune(store: BlobStore, old: Iterable[BlobRef]) -> list[str]:
-    """Removes them from the store; the ids of those that were there."""
+    """Removes them from the store, half of them or whole; the ids of those that were there."""
     removed = []
     for blob in old:
-        if store.has(blob):
+        with suppress(ParisError):
+            store.manifest(blob.id)  # that of a part, too
             store.remove(blob)
             removed.append(blob.id)
     return removed

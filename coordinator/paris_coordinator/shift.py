@@ -82,11 +82,22 @@ class Shift:
         self.verdicts, self.heads = Verdicts(office, jobs), Heads(office, jobs)
         self._later: dict[Effect, Trouble] = {}
         self._samples_every = office.state.settings().samples_every
+        self._since = office.now()
 
     def due(self) -> list[Effect]:
         """Everything that waits to be done, most urgent first."""
         tick = Tick(self._samples_every)
-        return [*self._unpublished(), *self.office.desk.handle(tick, self.office.now())]
+        effects = self.office.desk.handle(tick, self.office.now())
+        return [*self._unpublished(), *map(self._asked_again, effects)]
+
+    def _asked_again(self, effect: Effect) -> Effect:
+        """A challenge that ran out before this coordinator was there to be answered is repeated."""
+        if isinstance(effect, Conclude):
+            audit = self.office.desk.audits[effect.contribution]
+            asked = audit.challenge
+            if asked and asked.deadline < self._since and audit.unanswered(self.office.now()):
+                return Ask(effect.contribution, 2)
+        return effect
 
     async def step(self) -> bool:
         """Carries out the most urgent thing that may be tried now; False when there is none."""
@@ -119,6 +130,8 @@ class Shift:
         hopeless = code in INCURABLE and not ours and trouble.tries + 1 >= TRIES
         if isinstance(effect, Verify | Replay) and hopeless and await self._able():
             await self.verdicts.refuse(effect.contribution, code)
+        if isinstance(effect, RunCanary) and code == "internal" and trouble.tries + 1 >= TRIES:
+            await self.verdicts.give_up_canary(effect.assignment)
         return {"error": code, "detail": detail[:500], "again_in": wait}
 
     async def _able(self) -> bool:

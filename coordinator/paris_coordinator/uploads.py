@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from paris_coordinator.desk import Desk
@@ -120,3 +121,12 @@ class Uploads:
         """Ids of the opened states' blobs that are not here whole."""
         refs = self._desk().audits[contribution].lacking
         return [ref.id for ref in refs if not self._store.has(ref)]
+
+    def missing(self, contribution: str) -> dict[str, list[int]]:
+        """The pieces that lack of each opened state's blob whose manifest is here."""
+        found = {}
+        for ref in self._desk().audits[contribution].lacking:
+            if not self._store.has(ref):
+                with suppress(ParisError):
+                    found[ref.id] = self._store.missing(ref)
+        return found

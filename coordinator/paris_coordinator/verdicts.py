@@ -15,7 +15,7 @@ import json
 from typing import Any, Final, Literal, Protocol
 
 from paris_coordinator import auditing, judging, secrets
-from paris_coordinator.board import Work
+from paris_coordinator.board import Board, Work
 from paris_coordinator.events import Answered, Called, Measured, Scored
 from paris_coordinator.office import Office
 from paris_protocol.audit import segments_of
@@ -61,7 +61,8 @@ class Verdicts:
         layers = tuple(Layer.model_validate_json(json.dumps(layer)) for layer in answer["layers"])
         accepted, code = judging.decide(layers, policy, work.record.round)
         private = answer.get("private")
-        if private and work.state == "queued":
+        scored = {"delta", "se"} <= (private or {}).keys()  # losses that are no numbers are not
+        if private and scored and work.state == "queued":
             await office.tell(Scored(contribution, private["delta"], private["se"]))
         draw = await office.draw(work)
         if accepted and draw is not None and policy.audit is not None:
@@ -123,8 +124,8 @@ class Verdicts:
         office, record = self.office, work.record
         rivals = [
             {"id": rival.contribution, "node": rival.record.node, "path": self.update(rival)}
-            for rival in office.desk.rivals(work)
-            if _sound(rival)
+            for rival in comparable(office.desk, work)
+            if office.store.has(rival.done.update.blob)
         ]
         before = office.desk.head_before(record.parent)
         return {
@@ -186,10 +187,11 @@ class Verdicts:
     async def call(self, contribution: str) -> Json:
         """Draws the volunteers that audit a contribution."""
         office, audit = self.office, self.office.desk.audits[contribution]
-        trainer = office.desk.work_of(contribution).record.node
+        trainer = office.desk.keys_of(office.desk.work_of(contribution).record.node)
         standing = office.desk.of_standing()
         drawn = auditing.auditors_for(audit, trainer, standing, office.blocks)
-        await office.tell(Called(contribution, drawn))
+        check = auditing.is_checked(office.seed, contribution, audit.rules.floor)
+        await office.tell(Called(contribution, drawn, check))
         return {"contribution": contribution, "auditors": list(drawn)}
 
     async def replay(self, contribution: str) -> Json:
@@ -237,10 +239,16 @@ class Verdicts:
     async def canary(self, assignment: str) -> Json:
         """Trains an assignment here, to compare the node's answer with."""
         work = self.office.desk.works[assignment]
-        answer = await self._jobs.run(await asyncio.to_thread(self._training_job, "answer", work))
+        job = await asyncio.to_thread(self._training_job, "answer", work)
+        patience = max(3600.0, work.record.hard_deadline - work.record.issued)  # a node has as long
+        answer = await self._jobs.run(job, timeout=patience)
         fact = Answered(assignment, tuple(answer["states"]), answer["update_root"])
         await self.office.tell(fact)
         return {"assignment": assignment}
+
+    async def give_up_canary(self, assignment: str) -> None:
+        """An answer that cannot be had here is not waited for: the coordinator's loss alone."""
+        await self.office.tell(Answered(assignment, (), ""))
 
     async def conclude(self, contribution: str) -> Json:
         """The verdict on an audited contribution."""
@@ -252,8 +260,8 @@ class Verdicts:
             if deciding is None:
                 raise ParisError("internal", "the audit is not decided")
             layers = (*layers, judging.audit(deciding))
-        if audit.answer is not None and work.committed is not None and layers[-1].passed:
-            answer = audit.answer
+        answer = audit.answer if audit.judged_by_answer else None
+        if answer is not None and work.committed is not None and layers[-1].passed:
             layers = (*layers, judging.canary(work.committed, answer.states, answer.update_root))
         policy = office.policy(work.record.policy).record
         also = auditing.audited_layers(audit)
@@ -296,6 +304,11 @@ class Verdicts:
         return {"set": id, "opening": (await office.file(record)).id}
 
 
-def _sound(work: Work) -> bool:
-    """Whether its update passed L0, so that it can be opened for comparison."""
-    return work.judged is not None and any(layer.passed for layer in work.judged.layers[:1])
+def comparable(board: Board, work: Work) -> list[Work]:
+    """Rivals whose update passed L0, so that it can be opened: judged, or still under audit."""
+    return [
+        rival
+        for rival in board.rivals(work)
+        if (rival.contribution or "") in board.audits
+        or (rival.judged is not None and any(layer.passed for layer in rival.judged.layers[:1]))
+    ]

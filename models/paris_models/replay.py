@@ -40,6 +40,8 @@ SMALL: Final = 0.1
 
 State = Mapping[str, Tensor]
 RootOf = Callable[[State], str]
+Told = Callable[[int], None] | None
+"""Hears of each step that was taken: replays of large experts take long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +80,17 @@ def committed_steps(unit: UnitConfig) -> tuple[int, ...]:
     return (*range(0, unit.steps, unit.commit_every or unit.steps), unit.steps)
 
 
-def replay(state: TrainState, clips: ClipTable, unit: UnitConfig, last: int) -> None:
+def replay(
+    state: TrainState, clips: ClipTable, unit: UnitConfig, last: int, told: Told = None
+) -> None:
     """Take the unit's steps from `state.step` up to step `last`, in place.
 
     Raises what `train_step` raises: `ArithmeticError` for a loss that is not finite.
     """
     while state.step < last:
         train_step(state, clips, unit)
+        if told is not None:
+            told(state.step)
 
 
 def train_whole(
@@ -120,6 +126,7 @@ def audit_segments(
     limits: tuple[float, float] | None,
     root_of: RootOf,
     device: str = "cpu",
+    told: Told = None,
 ) -> list[SegmentFound]:
     """Replay the segments of a unit against its committed `roots`; one finding each, in order.
 
@@ -145,7 +152,7 @@ def audit_segments(
             begin = opened.get(index) or _copy(state_tensors(state))
             rho, tensor = _distance(
                 state, begin, opened.get(index + 1), clips, unit, steps[index + 1],
-                roots[index + 1], root_of,
+                roots[index + 1], root_of, told,
             )  # fmt: skip
         passed = rho <= rho_limit and tensor <= tensor_limit
         found.append(SegmentFound(index, exact, rho, tensor, rho_limit, tensor_limit, passed))
@@ -172,11 +179,12 @@ def _distance(
     last: int,
     root: str,
     root_of: RootOf,
+    told: Told,
 ) -> tuple[float, float]:
     """Replays from `begin` and says how far the claimed end is: (0, 0) for equal bits."""
     try:
         load_state_tensors(state, begin)
-        replay(state, clips, unit, last)
+        replay(state, clips, unit, last, told)
     except (ArithmeticError, ValueError):
         return FAR, FAR
     end = state_tensors(state)

@@ -325,6 +325,8 @@ class Agent:
                 await self._note_traffic()
             except (ParisError, OSError) as error:
                 kit.log.info("beat.failed", extra={"detail": str(error)})
+            except Exception:  # an unforeseen failure is told; without beats no challenge is heard
+                kit.log.exception("beat")
 
     async def _look_after(self) -> None:
         """Ask what became of our contributions, and let go of what nobody will ask for any more."""

@@ -249,7 +249,11 @@ class Journal:
     def keep_challenge(self, one: Challenged) -> None:
         """Keep a challenge, or what became of it."""
         with _errors():
-            self._db.execute("INSERT OR REPLACE INTO challenges VALUES(?,?,?,?,?)", astuple(one))
+            self._db.execute(
+                "INSERT INTO challenges VALUES(?,?,?,?,?) ON CONFLICT(id)"
+                " DO UPDATE SET opening=excluded.opening, state=excluded.state",
+                astuple(one),
+            )
 
     def challenges(self, state: str | None = None) -> list[Challenged]:
         """Challenges in the order in which they came, all or in one state."""
@@ -270,7 +274,8 @@ class Journal:
         """Keep what the coordinator said about a contribution; a later answer replaces it."""
         with _errors():
             self._db.execute(
-                "INSERT OR REPLACE INTO receipts VALUES(?,?,?,?)",
+                "INSERT INTO receipts VALUES(?,?,?,?) ON CONFLICT(contribution)"
+                " DO UPDATE SET at=excluded.at, state=excluded.state, body=excluded.body",
                 (receipt.contribution, receipt.at, receipt.state, json.dumps(receipt.body)),
             )
 

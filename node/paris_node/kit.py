@@ -35,7 +35,7 @@ from paris_protocol.records import Genesis
 BOOTSTRAPS: Final = "bootstraps"
 """Fact in the journal: where the swarm is entered, as the last verified policy said."""
 ALARM: Final = "alarm"
-"""Fact in the journal: the log contradicted what was seen of it before."""
+"""Fact in the journal: how the log contradicts what was seen of it before; empty if mended."""
 
 
 @dataclass
@@ -134,3 +134,7 @@ async def watch(kit: Kit) -> None:
         kit.log.warning("log.watch", extra={"code": error.code, "detail": error.detail})
         if error.code in ("log.rollback", "log.split"):
             kit.journal.set_fact(ALARM, error.sentence)
+        return
+    if kit.journal.fact(ALARM):
+        kit.log.info("log.mended")
+        kit.journal.set_fact(ALARM, "")

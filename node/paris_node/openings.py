@@ -3,7 +3,8 @@
 Challenges come with the answers to beats and are journalled; only those that a coordinator key of
 the policy signed, about our own work, count (others are logged and ignored). They are answered
 beside training, while the owner lets the node work, and again until every byte is acknowledged or
-the deadline is over; a restart goes on where it was::
+the deadline is over; a restart goes on where it was, piece by piece. Asked a second time, a node
+answers with the states that it made the first time::
 
     openings = Openings(kit)
     await openings.hear(answer.get("challenges"))
@@ -14,12 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from paris_node.journal import Challenged
 from paris_node.kit import Kit
-from paris_node.upkeep import order_of
+from paris_node.upkeep import laid_open, order_of
 from paris_protocol.canonical import canonical
 from paris_protocol.envelope import Sealed, seal, statement_id, unseal
 from paris_protocol.errors import ParisError
@@ -41,6 +43,8 @@ _OVER: Final = frozenset(
     {"audit.state", "audit.unknown", "audit.closed", "node.revoked", "commitment.mismatch"}
 )
 """Refusals after which asking again changes nothing."""
+UNANSWERED: Final = "audit.unanswered"
+"""How a challenge ends here whose time ran out; the coordinator asks once more."""
 
 
 class Openings:
@@ -94,7 +98,8 @@ class Openings:
         while True:
             self._woken.clear()
             for one in self.kit.journal.challenges("open"):
-                await self._try(one)
+                if one in self.kit.journal.challenges("open"):  # an earlier one may answer it too
+                    await self._try(one)
             waits = bool(self.kit.journal.challenges("open"))
             try:
                 async with asyncio.timeout(self.kit.settings.retry if waits else None):
@@ -116,12 +121,13 @@ class Openings:
         extra = {"unit": one.unit, "code": code, "detail": detail[:200]}
         self.kit.log.warning("opening.failed", extra=extra)
         if code in _OVER or self.kit.clock() > self._challenge(one).record.deadline:
-            self._end(one, code if code in _OVER else "audit.unanswered")
+            [one] = [each for each in self.kit.journal.challenges() if each.id == one.id]
+            self._end(one, code if code in _OVER else UNANSWERED)
 
     async def answer(self, one: Challenged) -> None:
         """Make the opening, send it, and upload until the coordinator has it all."""
         kit = self.kit
-        if one.opening is None:
+        if one.opening is None or not self._here(one.opening):
             one = await self._open(one)
             kit.journal.keep_challenge(one)
         assert one.opening is not None
@@ -129,18 +135,31 @@ class Openings:
             answer = await kit.control.post("openings", one.opening)
             if answer.get("state") == "complete":
                 kit.log.info("opening.answered", extra={"unit": one.unit})
-                self._end(one, "answered")
+                for each in kit.journal.challenges("open"):
+                    if each.unit == one.unit:
+                        self._end(each, "answered")
                 return
             lacking = answer.get("lacking")
             for state in self._opening(one.opening).states:
-                if not isinstance(lacking, list) or state.file.blob.id in lacking:
-                    pieces = range(len(kit.store.manifest(state.file.blob.id).pieces))
-                    await upload_blob(state.file.blob, kit.store, kit.control, pieces)
+                ref = state.file.blob
+                if not isinstance(lacking, list) or ref.id in lacking:
+                    pieces = _lacking(answer, ref.id, len(kit.store.manifest(ref.id).pieces))
+                    await upload_blob(ref, kit.store, kit.control, pieces)
         raise ParisError("network.down", "the opening is not complete yet")
 
     async def _open(self, one: Challenged) -> Challenged:
         """The signed opening of a challenge; its states stand in the store, pinned."""
         kit, challenge = self.kit, self._challenge(one)
+        states = self._before(one, challenge.record.states) or await self._made(one, challenge)
+        opening = Opening(
+            challenge=one.id, contribution=challenge.record.contribution, states=states
+        )
+        raw = seal(opening, kit.key, kit.network).raw
+        return Challenged(one.id, one.unit, one.envelope, raw, "open")
+
+    async def _made(self, one: Challenged, challenge: Sealed[Challenge]) -> tuple[OpenState, ...]:
+        """The wanted states as blobs of the store, pinned; the trainer finds or makes them."""
+        kit = self.kit
         _, commitment = self._ours(challenge.record)
         order = await order_of(kit, one.unit)
         order |= {"roots": list(commitment.states), "states": list(challenge.record.states)}
@@ -150,23 +169,45 @@ class Openings:
             kit.store.pin(ref.id)
             states.append(OpenState(index=place, file=TensorFile(blob=ref, root=root)))
         await asyncio.to_thread(shutil.rmtree, Path(order["work"]) / "opened", ignore_errors=True)
-        opening = Opening(
-            challenge=one.id, contribution=challenge.record.contribution, states=tuple(states)
-        )
-        raw = seal(opening, kit.key, kit.network).raw
-        return Challenged(one.id, one.unit, one.envelope, raw, "open")
+        return tuple(states)
+
+    def _before(self, one: Challenged, wanted: tuple[int, ...]) -> tuple[OpenState, ...]:
+        """The same states if they were laid open before and are still here: asked a second time."""
+        for other in self.kit.journal.challenges():
+            if other.unit == one.unit and other.opening is not None and self._here(other.opening):
+                states = self._opening(other.opening).states
+                if tuple(state.index for state in states) == wanted:
+                    return states
+        return ()
+
+    def _here(self, raw: bytes) -> bool:
+        return all(self.kit.store.has(state.file.blob) for state in self._opening(raw).states)
 
     def _end(self, one: Challenged, state: str) -> None:
+        """Note how a challenge ended. States stay while they may be asked for once more."""
         kit = self.kit
         kit.journal.keep_challenge(Challenged(one.id, one.unit, one.envelope, one.opening, state))
-        for opened in () if one.opening is None else self._opening(one.opening).states:
-            kit.store.remove(opened.file.blob)
+        if state != UNANSWERED and one.opening is not None:
+            waiting = {ref.id for ref in laid_open(kit, one.unit, "open")}
+            for opened in self._opening(one.opening).states:
+                if opened.file.blob.id not in waiting:
+                    kit.store.remove(opened.file.blob)
 
     def _challenge(self, one: Challenged) -> Sealed[Challenge]:
         return unseal(one.envelope, Challenge, self.kit.network, None)
 
     def _opening(self, raw: bytes) -> Opening:
         return unseal(raw, Opening, self.kit.network, {self.kit.key.id}).record
+
+
+def _lacking(answer: Mapping[str, Any], blob: str, count: int) -> list[int]:
+    """Pieces of a blob that the coordinator says it lacks; all of them where it says nothing."""
+    told = answer.get("missing")
+    pieces = told.get(blob) if isinstance(told, dict) else None
+    if not isinstance(pieces, list) or not pieces:
+        return list(range(count))
+    sound = all(type(piece) is int and 0 <= piece < count for piece in pieces)
+    return pieces if sound else list(range(count))
 
 
 def counts(challenges: list[Challenged]) -> dict[str, Any]:

@@ -31,6 +31,8 @@ async def refresh(kit: Kit) -> bool:
             continue
         try:
             answer = await kit.control.get(f"contributions/{receipt.contribution}")
+            if receipt.body.get("merge") is not None and answer.items() <= receipt.body.items():
+                continue  # merged, and not vested yet
             if answer.get("verdict") is not None:
                 proof = await kit.control.get(f"receipts/{receipt.contribution}")
                 answer = {**answer, "receipt": proof}
@@ -56,8 +58,10 @@ def _tell(kit: Kit, before: Receipt, now: Receipt) -> None:
 
 
 def settled(receipt: Receipt) -> bool:
-    """Whether nothing about a contribution can change any more."""
-    return receipt.body.get("accepted") is False or receipt.body.get("merge") is not None
+    """Whether nothing about a contribution can change any more: refused, vested or taken back."""
+    body = receipt.body
+    merged = body.get("merge") is not None and body.get("vested") is not False
+    return body.get("accepted") is False or merged or body.get("outcome") == "revoked"
 
 
 async def remember_keys(kit: Kit) -> None:
@@ -92,6 +96,7 @@ def summary(receipt: Receipt) -> dict[str, Any]:
     names = ("expert", "round", "unit", "accepted", "code", "merge", "log_index")
     facts = {name: body.get(name) for name in names}
     facts |= {"replay": replayed(body.get("verdict")), "vested": body.get("vested")}
+    facts["revoked"] = body.get("outcome") == "revoked"
     return {"contribution": receipt.contribution, "state": receipt.state, **facts}
 
 
@@ -105,7 +110,9 @@ def line(row: dict[str, Any]) -> str:
         text += f", {told(row['replay'])}"
     if row["merge"] is not None:
         text += f", merged in {row['merge'][:12]}"
-    if row["vested"] is not None:
+    if row["revoked"]:
+        text += ", taken back with its key"
+    elif row["vested"] is not None:
         text += ", vested" if row["vested"] else ", not vested yet"
     if "proof" in row:
         sound = "message" not in row["proof"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 
 from paris_models import checkpoint, train, updates
-from paris_models.replay import audit_segments, model_class, replay
+from paris_models.replay import SegmentFound, audit_segments, model_class, replay
 from paris_node.kept import start_of
 from paris_node.unit import (
     Order,
@@ -39,6 +40,7 @@ from paris_protocol.records import AuditRules, Commitment
 
 OPENED: Final = "opened"
 """Folder for states that were made again; whoever asked for them empties it."""
+REPORT_EVERY: Final = 0.5
 Say = Callable[[dict[str, Any]], None]
 Tensors = dict[str, torch.Tensor]
 
@@ -48,7 +50,8 @@ def open_states(
 ) -> list[tuple[int, str, str]]:
     """(place, file, root) of each wanted state, from its file or by training again.
 
-    Says `opening` with the step after each state. `audit.unknown` for a place that does not exist.
+    Says `opening` with the step after each state, and while it trains. `audit.unknown` for a place
+    that does not exist.
     """
     steps = committed_steps(order.assignment.steps, order.assignment.commit_every)
     if len(roots) != len(steps) or not all(0 <= place < len(steps) for place in wanted):
@@ -59,7 +62,7 @@ def open_states(
     found = []
     for place in sorted(set(wanted)):
         if place not in files or _read(files[place], roots[place]) is None:
-            state = _make_again(order, files, roots, steps, place)
+            state = _make_again(order, files, roots, steps, place, say)
             if root_of(state) != roots[place]:
                 raise ParisError("audit.state", f"training again gives another state {place}")
             files[place] = order.work / OPENED / f"{place}.safetensors"
@@ -70,7 +73,12 @@ def open_states(
 
 
 def _make_again(
-    order: Order, files: dict[int, Path], roots: Sequence[str], steps: Sequence[int], place: int
+    order: Order,
+    files: dict[int, Path],
+    roots: Sequence[str],
+    steps: Sequence[int],
+    place: int,
+    say: Say,
 ) -> train.TrainState:
     """The state at a place, trained from the nearest earlier file that is what was committed."""
     parent = open_head(order.parent, order.expert)
@@ -81,8 +89,22 @@ def _make_again(
             train.load_state_tensors(state, tensors)
             break
         del files[start]
-    replay(state, open_shards(order), order.config, steps[place])
+    alive = _now_and_then(lambda step: say({"event": "opening", "step": step}))
+    replay(state, open_shards(order), order.config, steps[place], alive)
     return state
+
+
+def _now_and_then(tell: Callable[[int], None]) -> Callable[[int], None]:
+    """Passes a step on when `REPORT_EVERY` seconds have gone by: whoever waits sees it is alive."""
+    told = time.monotonic()
+
+    def hear(step: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= REPORT_EVERY:
+            told = time.monotonic()
+            tell(step)
+
+    return hear
 
 
 def _read(path: Path, root: str) -> Tensors | None:
@@ -117,7 +139,9 @@ def replay_audit(order: Order, job: Mapping[str, Any], say: Say) -> dict[str, An
     if opened is None:
         return {"numerics": own, "segments": [], "passed": False}
     say({"event": "progress", "step": 0})
-    clips, found = open_shards(order), []
+    clips = open_shards(order)
+    found: list[SegmentFound] = []
+    alive = _now_and_then(lambda _: say({"event": "progress", "step": len(found)}))
     for segment in assignment.audit.segments:
         found += audit_segments(
             order.expert,
@@ -132,6 +156,7 @@ def replay_audit(order: Order, job: Mapping[str, Any], say: Say) -> dict[str, An
             limits=limits,
             root_of=root_of_tensors,
             device=order.device,
+            told=alive,
         )
         say({"event": "progress", "step": len(found)})
     passed = all(one.passed for one in found) and _made(order, parent, opened, commitment)

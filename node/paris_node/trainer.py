@@ -30,11 +30,10 @@ from typing import Any, Final, TextIO
 
 import torch
 
-from paris_node.rework import open_states, replay_audit
+from paris_node.rework import REPORT_EVERY, open_states, replay_audit
 from paris_node.unit import RESULT, Order, Unit
 from paris_protocol.errors import ParisError
 
-REPORT_EVERY: Final = 0.5
 FIRST: Final = frozenset({"open"})
 """Orders that training makes way for."""
 

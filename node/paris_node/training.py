@@ -167,6 +167,11 @@ class TrainerProcess:
                 self._note(report)
             if report["order"] in self._ears:
                 self._ears[report["order"]].put_nowait(report)
+            if report["event"] == "opening" and self._unit is not None and self._rests is not None:
+                # The unit that makes way is not silent: what it waits for is going on.
+                ear = self._ears.get(self._unit)
+                if ear is not None:
+                    ear.put_nowait({"event": "progress", "step": self._rests})
         status = await process.wait()
         self._answer_save(None)
         for ear in self._ears.values():

@@ -20,7 +20,7 @@ from paris_node.leases import needed_blobs, opened_blobs
 from paris_protocol.envelope import unseal
 from paris_protocol.errors import ParisError
 from paris_protocol.net.fetch import fetch_blob
-from paris_protocol.records import Assignment
+from paris_protocol.records import Assignment, BlobRef, Opening
 
 if TYPE_CHECKING:
     from paris_node.kit import Kit
@@ -103,6 +103,13 @@ def receipt_of(kit: Kit, unit: str) -> Receipt | None:
     return next(found, None)
 
 
+def laid_open(kit: Kit, unit: str, state: str | None = None) -> list[BlobRef]:
+    """Blobs of a unit's states that were laid open for its challenges, all or those in a state."""
+    raws = [one.opening for one in kit.journal.challenges(state) if one.unit == unit]
+    openings = [unseal(raw, Opening, kit.network, {kit.key.id}).record for raw in raws if raw]
+    return [each.file.blob for opening in openings for each in opening.states]
+
+
 async def _release(kit: Kit, unit: str) -> None:
     """Remove the work folder and the claims on blobs that no other unit has."""
     if kit.journal.unit(unit) is not None:
@@ -113,6 +120,6 @@ async def _release(kit: Kit, unit: str) -> None:
         for ref in needed_blobs(assignment):
             if ref.id not in wanted:
                 kit.store.unpin(ref.id)
-        for ref in opened_blobs(assignment):
+        for ref in (*opened_blobs(assignment), *laid_open(kit, unit)):
             kit.store.remove(ref)
     await asyncio.to_thread(shutil.rmtree, kit.folder / "work" / unit, ignore_errors=True)

@@ -96,7 +96,7 @@ def describe(journal: Journal, folder: Path, *, why: str, running: bool) -> dict
             "challenges": counts(journal.challenges()),
         },
         "states_mb": -(-states_used(folder) // MB),
-        "alarm": journal.fact(ALARM),
+        "alarm": journal.fact(ALARM) or None,
         "last_transition": last[0][0] if last else None,
     }
 

@@ -38,11 +38,13 @@ class Standing:
     """The fold of a log that says how many contributions in a row of a node were replayed.
 
     Verdicts count as `audit.standing_after` says; a revocation, and a report that the coordinator's
-    own replay contradicts, set the node back to none. A rotated key takes its count along.
+    own replay contradicts, set the node back to none. A rotated key takes its count along, and what
+    becomes of the old key's work counts for the new one.
     """
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
+        self._heirs: dict[str, str] = {}
         self._reports: dict[str, AuditReport] = {}
 
     def of(self, node: str) -> int:
@@ -60,12 +62,19 @@ class Standing:
                 self._counts[key] = 0
             case KeyRotation(old=old, new=new):
                 self._counts[new] = self._counts.pop(old, 0)
+                self._heirs[old] = new
 
     def _judge(self, verdict: Verdict) -> None:
-        self._counts[verdict.node] = standing_after(self.of(verdict.node), verdict)
+        node = self._heir(verdict.node)
+        self._counts[node] = standing_after(self.of(node), verdict)
         named = [self._reports[id] for id in verdict.reports if id in self._reports]
         for auditor in false_auditors(named):
-            self._counts[auditor] = 0
+            self._counts[self._heir(auditor)] = 0
+
+    def _heir(self, node: str) -> str:
+        while node in self._heirs:
+            node = self._heirs[node]
+        return node
 
 
 def check_verdict(

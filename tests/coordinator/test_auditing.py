@@ -11,9 +11,9 @@ from paris_coordinator.auditing import (
     address_block,
     auditors_for,
     chain_start,
-    checked,
     deciding,
     is_canary,
+    is_checked,
     next_step,
     states_wanted,
 )
@@ -34,7 +34,7 @@ from paris_coordinator.events import (
     Tick,
     Uploaded,
 )
-from paris_protocol.audit import draw_seed, false_auditors, standing_after
+from paris_protocol.audit import false_auditors, standing_after
 from paris_protocol.records import AuditRules, Draw
 
 A, B, C, D = (made.key_of(i) for i in range(4))
@@ -231,11 +231,15 @@ def test_absent_and_abstaining_auditors_leave_it_to_the_coordinator():
 
 
 def test_unanimous_outcomes_are_checked_at_the_floor_rate():
-    found = [
-        checked(audit_of(auditors=3, floor="0.25", secret=made.digest(i))) for i in range(1000)
-    ]
+    found = [is_checked(b"\1" * 32, made.digest(i), "0.25") for i in range(1000)]
     assert 200 < sum(found) < 300
-    assert len({draw_seed("0" * 64, made.digest(i)) for i in range(9)}) == 9
+    assert found != [is_checked(b"\2" * 32, made.digest(i), "0.25") for i in range(1000)]
+    for check, step in ((False, "conclude"), (True, "replay")):
+        audit = audit_of(auditors=3)
+        audit.opened, audit.called, audit.check = True, (A, B, C), check
+        for node in (A, B, C):
+            report(audit, True, node)
+        assert next_step(audit, 0, 100) == step
 
 
 def test_canaries_come_last_and_only_for_what_passed():
@@ -365,13 +369,13 @@ def test_address_blocks():
 def test_auditors_are_of_standing_seen_and_from_elsewhere():
     audit = audit_of(auditors=3)
     blocks = {A: "x", B: "y", C: "x", D: "z"}
-    assert set(auditors_for(audit, A, [A, B, C, D], blocks)) == {B, D}
-    assert auditors_for(audit, A, [A, B, C], blocks) == (), "one is not enough"
-    assert auditors_for(audit, A, [B, C, D], {A: "x", B: "y"}) == ()
+    assert set(auditors_for(audit, [A], [A, B, C, D], blocks)) == {B, D}
+    assert auditors_for(audit, [A], [A, B, C], blocks) == (), "one is not enough"
+    assert auditors_for(audit, [A], [B, C, D], {A: "x", B: "y"}) == ()
     nowhere = dict.fromkeys(blocks, "")
-    drawn = auditors_for(audit, A, [A, B, C, D], nowhere)
+    drawn = auditors_for(audit, [A], [A, B, C, D], nowhere)
     assert set(drawn) == {B, C, D}
-    assert drawn == auditors_for(audit, A, [D, C, B, A], nowhere)
+    assert drawn == auditors_for(audit, [A], [D, C, B, A], nowhere)
 
 
 def test_the_operators_secrets_depend_on_key_and_purpose():

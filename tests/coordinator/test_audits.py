@@ -255,6 +255,11 @@ def test_openings_survive_a_restart_and_are_idempotent(tmp_path, clock):
         state = await again.open_states(opening.raw)
         blob = list(files)[-1]
         assert (state["state"], state["lacking"]) == ("uploading", [blob])
+        assert state["missing"] == {}, "its manifest is not here"
+        manifest = Manifest.build([files[blob]])
+        await again.uploads.put_manifest(blob, len(files[blob]), manifest.raw)
+        state = await again.open_states(opening.raw)
+        assert state["missing"] == {blob: list(range(len(manifest.pieces)))}
         await put(again, blob, files[blob])
         assert (await again.open_states(opening.raw))["state"] == "complete"
         assert again.desk.audits[id].opened

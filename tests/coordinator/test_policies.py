@@ -6,10 +6,12 @@ from contextlib import suppress
 import pytest
 
 from coordinator import fakes
-from coordinator.fakes import FakeNode, found, new_shift, open_office, run_out
+from coordinator.fakes import FakeNode, found, new_shift, open_office, run_out, work_off
 from coordinator.synthetic import refused
+from coordinator.test_audits import network, one_unit
 from paris_coordinator import policies
 from paris_coordinator.policies import changes, publish
+from paris_protocol.audit import in_chain
 from paris_protocol.keys import PrivateKey, load_key, save_key
 from paris_protocol.log import Checkpoint, origin
 from paris_protocol.net.folder import verify_folder
@@ -191,3 +193,31 @@ def test_a_kill_during_a_rotation_leaves_the_old_key_or_the_new(tmp_path, monkey
     if number == 1:  # it can simply be given again
         publish(state, root, {}, NOW, rotate_to=tmp_path / "new.key")
     assert state.key() == load_key(tmp_path / "new.key")
+
+
+def test_a_chain_that_is_used_up_gives_way_to_another(tmp_path):
+    state = network(tmp_path, audit={"chain_length": 1})
+    office = open_office(state)
+
+    async def unit(office, node):
+        id = await one_unit(office, node)
+        await work_off(new_shift(office))
+        return office.desk.audits[id].draw
+
+    first = asyncio.run(unit(office, FakeNode(office.network, 1)))
+    with refused("work.none"):
+        asyncio.run(one_unit(office, FakeNode(office.network, 2)))
+    office.close()
+    for wrong in ("0", "true", "99999999999", '"many"'):
+        with refused("recipe.invalid"):
+            publish(state, None, changes([f"audit.chain_length={wrong}"]), NOW)
+    with refused("recipe.invalid"):
+        publish(state, None, changes([f"audit.chain={'0' * 64}"]), NOW)
+    publish(state, None, changes(["audit.chain_length=8"]), NOW)
+    office = open_office(state)
+    second = asyncio.run(unit(office, FakeNode(office.network, 2)))
+    assert (first.number, second.number) == (0, 0)
+    rules = office.desk.policy.audit
+    assert in_chain(rules.chain, rules.chain_length, 0, second.secret)
+    assert first.secret != second.secret
+    office.close()

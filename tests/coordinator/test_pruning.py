@@ -2,8 +2,10 @@
 
 from coordinator import synthetic as made
 from coordinator.clerk import Clerk
+from coordinator.synthetic import refused
 from paris_coordinator.events import Filed, RunMerge, Tick, Uploaded
 from paris_coordinator.pruning import APPEAL, expendable, prune
+from paris_protocol.blobs import Manifest
 from paris_protocol.net.store import BlobStore
 
 A, B = (made.key_of(i) for i in range(2))
@@ -74,8 +76,47 @@ def test_refused_and_open_work():
     clerk = clerk_with()
     refused, open_ = clerk.lease(A), clerk.lease(B)
     clerk.judge(clerk.hand_in(refused), accepted=False)
-    clerk.hand_in(open_)
-    assert gone(clerk, KEPT) == ids([refused])
+    last = clerk.hand_in(open_)
+    assert gone(clerk, KEPT) == set(), "later updates to this head are compared with it"
+    clerk.judge(last)
+    again = clerk.lease(B)
+    clerk.judge(clerk.hand_in(again))
+    [effect] = [e for e in clerk.desk.handle(Tick(), 0) if isinstance(e, RunMerge)]
+    clerk.merge(effect)
+    clerk.hand_in(clerk.lease(A))
+    assert gone(clerk, KEPT) == ids([refused, open_, again])
+
+
+def test_what_never_arrived_whole_goes_too():
+    clerk = clerk_with()
+    half = clerk.lease(A)
+    clerk.contribute(half, clerk.commit(half))
+    over = half.record.soft_deadline + 1
+    for node, now in ((B, 0), (B, over)):
+        clerk.judge(clerk.hand_in(clerk.lease(node, now), now), now=now)
+    [effect] = [e for e in clerk.desk.handle(Tick(), over) if isinstance(e, RunMerge)]
+    clerk.merge(effect)
+    assert half.state == "closed"
+    assert half.done.update.blob.id not in gone(clerk, half.record.hard_deadline + KEPT - 1)
+    assert half.done.update.blob.id in gone(clerk, half.record.hard_deadline + KEPT)
+
+
+def test_naming_an_opened_state_as_an_update_does_not_end_its_audit():
+    clerk = clerk_with(audit={})
+    bad, good = clerk.lease(A), clerk.lease(B)
+    audited = clerk.hand_in(good)
+    clerk.measure(audited)
+    clerk.ask(audited)
+    clerk.open(audited)
+    state = clerk.desk.audits[audited].opening.states[0].file
+    commitment = clerk.commit(bad)
+    record = made.contribution_for(bad.id, commitment, bad.record)
+    id = made.digest("contribution", bad.id)
+    clerk.tell(Filed(id, A, record.model_copy(update={"update": state})), 0)
+    clerk.tell(Uploaded(id), 0)
+    clerk.judge(id, accepted=False, draw=made.draw_for(bad, clerk.desk.policy.audit))
+    clerk.desk.experts[0].head = clerk.desk.experts[0].head.model_copy(update={"round": 9})
+    assert state.blob.id not in gone(clerk, 1 << 40)
 
 
 def test_naming_a_shard_as_an_update_deletes_nothing():
@@ -110,3 +151,9 @@ def test_pruning_removes_what_is_there(tmp_path):
     missing = here.model_copy(update={"id": "0" * 64})
     assert prune(store, [here, missing]) == [here.id]
     assert store.ids() == [kept.id]
+    half = Manifest.build([b"half of an update"])
+    ref = here.model_copy(update={"id": half.id, "size": half.size})
+    store.put_manifest(half.raw, ref)
+    assert prune(store, [ref]) == [ref.id]
+    with refused("blob.missing"):
+        store.manifest(ref.id)

@@ -45,6 +45,20 @@ def test_what_was_recorded_is_there_after_it_is_opened_again(tmp_path: Path) -> 
     again.close()
 
 
+def test_what_changes_keeps_its_place(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "journal.sqlite", NET)
+    for name in "ab":
+        journal.keep_receipt(Receipt(name, 1.0, "queued", {}))
+        journal.keep_challenge(Challenged(name, "u", b"asked", None, "open"))
+    journal.keep_receipt(Receipt("a", 2.0, "judged", {"x": 1}))
+    journal.keep_challenge(Challenged("a", "u", b"asked", b"answer", "answered"))
+    assert journal.receipts()[0] == Receipt("a", 2.0, "judged", {"x": 1})
+    assert journal.challenges()[0] == Challenged("a", "u", b"asked", b"answer", "answered")
+    assert [one.contribution for one in journal.receipts()] == ["a", "b"]
+    assert [one.id for one in journal.challenges()] == ["a", "b"]
+    journal.close()
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["post", "settle"])), max_size=12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from paris_node.control import ask
 from paris_node.jobs import Jobs
 from paris_node.journal import Receipt
 from paris_node.leases import needed_blobs
-from paris_node.openings import Openings
-from paris_node.upkeep import KEPT_FOR, let_go
+from paris_node.openings import Openings, _lacking
+from paris_node.upkeep import KEPT_FOR, laid_open, let_go
 from paris_node.view import describe, lines
 from paris_node.volunteer import Phase
+from paris_protocol.blobs import PIECE
 from paris_protocol.errors import ParisError
+from paris_protocol.records import BlobRef
 
 PHASES = list(Phase)[1:]
 
@@ -39,6 +42,16 @@ async def handed_in(kit: Any) -> tuple[str, str]:
     return unit, jobs._letter(unit, "contribution").id
 
 
+class LargeStates(ScriptedTrainer):
+    """States of three pieces each."""
+
+    async def open(self, order: Mapping[str, Any]) -> list[tuple[int, Path, str]]:
+        found = await super().open(order)
+        for place, path, _ in found:
+            path.write_bytes(bytes([place]) * (2 * PIECE + 1))
+        return found
+
+
 def heard(office: Office) -> list[dict[str, Any]]:
     return [one for each in office.asked.values() for one in each]
 
@@ -48,9 +61,16 @@ def test_an_opening_is_answered_beside_training_and_loses_no_step(tmp_path: Path
         office, trainer = auditing(units=2), ScriptedTrainer()
         kit = make_kit(tmp_path / "a", office, trainer)
         trainer.open_gate.clear()
+        challenge = office.challenge
+
+        def hold(*args: Any, **changes: Any) -> Any:
+            if not trainer.opened:  # the next unit is not to be over before anything was asked
+                trainer.gate.clear()
+            return challenge(*args, **changes)
+
+        office.challenge = hold  # type: ignore[method-assign]
         async with living(kit) as agent:
             await until(lambda: bool(trainer.opened), "the opening")
-            trainer.gate.clear()
             await until(lambda: agent.volunteer.phase is Phase.TRAINING, "the next unit")
             trainer.open_gate.set()
             await until(lambda: len(office.judged) == 1, "the answer")
@@ -206,7 +226,16 @@ def test_what_a_refusal_means(tmp_path: Path, code: str, late: bool, becomes: st
         await openings._try(one)
         [one] = kit.journal.challenges()
         assert one.state == becomes
-        assert (one.opening is not None) == (becomes == "open") or becomes != "open"
+        assert one.opening is not None, "what was sent is forgotten"
+        kept = [kit.store.has(ref) for ref in laid_open(kit, one.unit)]
+        assert kept == [becomes in ("open", "audit.unanswered")] * 2
+        await let_go(kit, but=None)
+        assert kept == [kit.store.has(ref) for ref in laid_open(kit, one.unit)]
+        kit.journal.keep_receipt(
+            Receipt(next(iter(office.contributions)), NOW, "judged", {"accepted": False})
+        )
+        await let_go(kit, but=None)
+        assert not any(kit.store.has(ref) for ref in laid_open(kit, one.unit))
         kit.journal.close()
 
     asyncio.run(play())
@@ -235,5 +264,112 @@ def test_the_same_opening_is_sent_again_until_all_of_it_is_there(tmp_path: Path)
         puts = [call for call in office.control.asked if call.startswith("put piece")]
         assert len(puts) == 1 + 2, "the update, and each state once"
         kit.journal.close()
+
+    asyncio.run(play())
+
+
+def test_an_upload_that_broke_off_goes_on_where_it_was(tmp_path: Path) -> None:
+    async def play() -> None:
+        office = auditing()
+        kit = make_kit(tmp_path / "a", office, LargeStates())
+        await handed_in(kit)
+        openings, put, sent = Openings(kit), office.control.put_piece, []
+
+        async def breaks(ref: BlobRef, i: int, data: bytes) -> int:
+            sent.append((ref.id, i))
+            if len(sent) == 3:
+                raise ParisError("network.down", "a slow line")
+            return await put(ref, i, data)
+
+        office.control.put_piece = breaks  # type: ignore[method-assign]
+        await openings.hear(heard(office))
+        for _ in range(2):
+            for one in kit.journal.challenges("open"):
+                await openings._try(one)
+        assert [one.state for one in kit.journal.challenges()] == ["answered"]
+        assert len(sent) == 2 * 3 + 1 and len(set(sent)) == 2 * 3, "what had arrived was sent again"
+        kit.journal.close()
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("answer", [None, [], {"x": [0]}, {}, {"id": []}, {"id": [7]}])
+def test_a_coordinator_that_does_not_say_which_pieces_lack_gets_all(answer: Any) -> None:
+    assert _lacking({"missing": answer}, "id", 3) == [0, 1, 2]
+    assert _lacking({"missing": {"id": [2]}}, "id", 3) == [2]
+
+
+def test_asked_a_second_time_it_makes_nothing_twice_and_one_answer_is_enough(
+    tmp_path: Path,
+) -> None:
+    async def play() -> None:
+        office, trainer = auditing(), LargeStates()
+        kit = make_kit(tmp_path / "a", office, trainer)
+        unit, contribution = await handed_in(kit)
+        openings, real = Openings(kit), office.control.handlers["openings"]
+
+        def down(raw: bytes) -> dict[str, Any]:
+            raise ParisError("network.down")
+
+        office.control.handlers["openings"] = down
+        await openings.hear(heard(office))
+        kit.clock = lambda: NOW + 61
+        [first] = kit.journal.challenges("open")
+        await openings._try(first)
+        assert [one.state for one in kit.journal.challenges()] == ["audit.unanswered"]
+        office.challenge(contribution, 1, 2, attempt=2, deadline=int(NOW) + 120)
+        office.challenge(contribution, 1, 2, attempt=2, deadline=int(NOW) + 121)
+        await openings.hear(heard(office))
+        assert len(kit.journal.challenges("open")) == 2
+        office.control.handlers["openings"] = real
+        running = asyncio.create_task(openings.run())
+        await until(lambda: not kit.journal.challenges("open"), "the answers")
+        running.cancel()
+        assert len(trainer.opened) == 1, "the states were made again"
+        assert len(office.openings) == 2, "the second was answered with the first"
+        assert not any(kit.store.has(ref) for ref in laid_open(kit, unit))
+        kit.journal.close()
+
+    asyncio.run(play())
+
+
+def test_states_that_the_store_lost_are_made_again(tmp_path: Path) -> None:
+    async def play() -> None:
+        office, trainer = auditing(), LargeStates()
+        kit = make_kit(tmp_path / "a", office, trainer)
+        unit, _ = await handed_in(kit)
+        openings, real = Openings(kit), office.control.handlers["openings"]
+
+        def down(raw: bytes) -> dict[str, Any]:
+            raise ParisError("network.down")
+
+        office.control.handlers["openings"] = down
+        await openings.hear(heard(office))
+        for one in kit.journal.challenges("open"):
+            await openings._try(one)
+        kit.store.remove(laid_open(kit, unit)[0])
+        office.control.handlers["openings"] = real
+        for one in kit.journal.challenges("open"):
+            await openings._try(one)
+        assert [one.state for one in kit.journal.challenges()] == ["answered"]
+        kit.journal.close()
+
+    asyncio.run(play())
+
+
+def test_a_beat_that_failed_unforeseen_is_not_the_last_one(tmp_path: Path) -> None:
+    async def play() -> None:
+        office = auditing()
+        real, beats = office.control.handlers["beat"], []
+
+        def flawed(raw: bytes) -> dict[str, Any]:
+            beats.append(raw)
+            if len(beats) == 1:
+                raise ValueError("nobody thought of this")
+            return real(raw)
+
+        office.control.handlers["beat"] = flawed
+        async with living(make_kit(tmp_path / "a", office)):
+            await until(lambda: len(office.judged) == 1, "the answer")
 
     asyncio.run(play())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 from nodeworld import NODE, ROOT, Office, digest, key, make_kit, make_policy
 from paris_node import proofs, receipts
 from paris_node.journal import Journal, Receipt
+from paris_node.kit import watch
+from paris_node.view import describe
 from paris_protocol.audit import chain_head, chain_value, make_draw
 from paris_protocol.envelope import seal
 from paris_protocol.errors import ParisError
@@ -137,6 +140,55 @@ def test_answers_are_kept_until_the_story_is_over(tmp_path: Path) -> None:
         "asked although it is over"
     )
     assert receipts.line(receipts.summary(one)).startswith("c1")
+    kit.journal.close()
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [({"vested": True}, "vested"), ({"vested": None, "outcome": "revoked"}, "taken back")],
+)
+def test_merged_work_is_asked_after_until_it_has_vested_or_was_taken_back(
+    tmp_path: Path, end: dict[str, Any], told: str
+) -> None:
+    office = Office()
+    kit = make_kit(tmp_path / "a", office)
+    kit.journal.keep_receipt(Receipt("c1", 1.0, "queued", {}))
+    merged: dict[str, Any] = {"state": "judged", "verdict": {}, "accepted": True, "code": ""}
+    merged |= {"merge": "m" * 64, "vested": False, "outcome": "merged"}
+    office.control.objects |= {"contributions/c1": merged, "receipts/c1": {"checkpoint": "x"}}
+    assert asyncio.run(receipts.refresh(kit))
+    [one] = kit.journal.receipts()
+    assert receipts.line(receipts.summary(one)).endswith("not vested yet")
+    office.control.objects["receipts/c1"] = {"checkpoint": "longer"}
+    assert not asyncio.run(receipts.refresh(kit)), "a longer log is no news"
+    office.control.objects["contributions/c1"] = merged | end
+    assert asyncio.run(receipts.refresh(kit))
+    [one] = kit.journal.receipts()
+    line = receipts.line(receipts.summary(one))
+    assert told in line and "not vested" not in line
+    asked = len(office.control.asked)
+    assert not asyncio.run(receipts.refresh(kit))
+    assert len(office.control.asked) == asked, "asked although it is over"
+    kit.journal.close()
+
+
+def test_an_alarm_about_the_log_lasts_until_the_log_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = make_kit(tmp_path / "a", Office())
+    kit.settings = replace(kit.settings, network=f"paris://127.0.0.1:9/{'ab' * 32}")
+    codes: list[str | None] = ["log.rollback", "network.down", None]
+
+    def look(*_: Any) -> None:
+        if (code := codes.pop(0)) is not None:
+            raise ParisError(code)
+
+    monkeypatch.setattr("paris_node.kit.follow", look)
+    seen = []
+    for _ in range(3):
+        asyncio.run(watch(kit))
+        seen.append(describe(kit.journal, kit.folder, why="node.working", running=True)["alarm"])
+    assert seen[0] is not None and seen[0] == seen[1] and seen[2] is None
     kit.journal.close()
 
 

@@ -36,6 +36,13 @@ def silent(report: dict[str, Any]) -> None:
     pass
 
 
+class Heard(list[dict[str, Any]]):
+    """Keeps what is said."""
+
+    def __call__(self, report: dict[str, Any]) -> None:
+        self.append(report)
+
+
 def files(order: Order) -> dict[int, Path]:
     return {int(path.stem): path for path in (order.work / STATES).glob("*.safetensors")}
 
@@ -65,6 +72,20 @@ def test_any_state_can_be_laid_open_whatever_was_kept(
         assert root == result["states"][place] == root_of_tensors(tensors)
         assert int(tensors["step"]) == committed_steps(STEPS, EVERY)[place]
     assert set(files(order)) == kept, "what was made again does not stay"
+
+
+def test_what_takes_long_is_heard_of_at_every_step(
+    net: TinyNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paris_node.rework.REPORT_EVERY", 0.0)
+    order = Order.parse(value(net, tmp_path / "a"))
+    result, said = trained(order), Heard()
+    open_states(order, result["states"], (3,), said)
+    assert [report["step"] for report in said] == [*range(1, STEPS + 1), STEPS]
+    assert {report["event"] for report in said} == {"opening"}
+    monkeypatch.setattr("paris_node.rework.REPORT_EVERY", 3600.0)
+    open_states(order, result["states"], (3,), quiet := Heard())
+    assert len(quiet) == 1
 
 
 def test_a_kept_state_that_the_disk_damaged_is_made_again(net: TinyNet, tmp_path: Path) -> None:
@@ -123,10 +144,12 @@ def test_the_process_lays_open_in_the_middle_of_a_unit(net: TinyNet, tmp_path: P
 
     async def play() -> tuple[list[Any], list[str], dict[str, Any]]:
         process, heard = TrainerProcess(tmp_path / "trainer.log"), []
+        rests: list[bool] = []
         begun = asyncio.Event()
 
         def hear(report: dict[str, Any]) -> None:
             heard.append(report["event"])
+            rests.append(report["event"] == "progress" and "loss" not in report)
             begun.set()
 
         task = asyncio.create_task(process.train(slow, hear))
@@ -137,6 +160,7 @@ def test_the_process_lays_open_in_the_middle_of_a_unit(net: TinyNet, tmp_path: P
         assert refused.value.code == "audit.unknown"
         whole = await task
         await process.close()
+        assert any(rests), "a unit that makes way seems silent, and is begun again"
         return opened, heard, whole
 
     opened, heard, whole = asyncio.run(play())
@@ -178,7 +202,17 @@ def audit(
     }
     states = [[place, path] for place, path in paths.items()]
     facts = {"commitment": commitment, "states": states, "rules": None}
-    return replay_audit(order, {**facts, "numerics": result["numerics"], **job}, silent)
+    say = job.pop("say", silent)
+    return replay_audit(order, {**facts, "numerics": result["numerics"], **job}, say)
+
+
+def test_an_audit_that_takes_long_is_heard_of(
+    net: TinyNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paris_node.rework.REPORT_EVERY", 0.0)
+    said = Heard()
+    assert audit(net, tmp_path, trained(trainer_of(net, tmp_path)), (0, 1), say=said)["passed"]
+    assert len(said) == 1 + 2 * (EVERY + 1), "the beginning, each step and each segment"
 
 
 def trainer_of(net: TinyNet, folder: Path) -> Order:

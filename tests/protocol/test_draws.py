@@ -11,12 +11,13 @@ from paris_protocol.draws import Standing, check_verdict
 from paris_protocol.errors import ParisError
 from paris_protocol.records import (
     Head,
+    KeyRotation,
     Layer,
     Policy,
     Verdict,
 )
 from protocol.auditworld import LENGTH, RULES, START, AuditWorld, lived
-from protocol.world import COORDINATOR, NODES, check, hexed
+from protocol.world import COORDINATOR, NODES, check, hexed, key
 
 
 def test_an_honest_log_passes_and_is_counted() -> None:
@@ -134,6 +135,27 @@ def test_a_lying_auditor_loses_standing() -> None:
     assert fold.of(NODES[1].id) == 3
     fold.take(world.log[-1])
     assert fold.of(NODES[1].id) == 0
+
+
+def test_verdicts_on_an_old_keys_work_count_for_the_key_that_came_after() -> None:
+    world = lived()
+    old, new = NODES[0].id, key("next").id
+    fold = Standing()
+    for each in world.log:
+        fold.take(each)
+    verdict = next(
+        each.record
+        for each in world.log
+        if isinstance(each.record, Verdict) and each.record.node == old
+    )
+    record = KeyRotation(old=old, new=new, consent="0" * 128, at=0)
+    fold.take(world.put(record, NODES[0]))
+    assert (fold.of(old), fold.of(new)) == (0, 3)
+    fold.take(world.put(verdict, COORDINATOR))
+    assert (fold.of(old), fold.of(new)) == (0, 4)
+    silent = verdict.model_copy(update={"accepted": False, "code": "audit.unanswered"})
+    fold.take(world.put(silent, COORDINATOR))
+    assert (fold.of(old), fold.of(new)) == (0, 0)
 
 
 def test_rules_and_draws_belong_together() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
 from urllib.error import HTTPError, URLError
@@ -154,5 +155,5 @@ def _hand_in(desk: str, note: str) -> None:
         except (ValueError, KeyError, TypeError):
             code, detail = "network.down", f"{url}: {error.code}"
         raise ParisError(code if code in REASONS else "network.not-paris", detail) from error
-    except (URLError, OSError) as error:
+    except (URLError, HTTPException, OSError) as error:
         raise ParisError("network.down", f"{url}: {error}") from error
