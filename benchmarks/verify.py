@@ -52,7 +52,7 @@ class Amounts:
 
 
 QUICK: Final = Amounts(
-    learn=10, late_learn=4, pairs=1, gross=2, quiet=1, segments=1, half=1, power=1,
+    learn=10, late_learn=10, pairs=1, gross=2, quiet=1, segments=1, half=1, power=1,
     honest=(1, 1, 1, 1), honest_half=(0, 1, 1, 0), late=1, early=0, rounds=2,
 )  # fmt: skip
 

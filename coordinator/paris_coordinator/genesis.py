@@ -77,7 +77,7 @@ MARGINS: Final[Json] = {
     "norm_high": "4",
     "norm_low": "0.1",
     "copy_cosine": "0.98",
-    "noise_cosine": "0",
+    "noise_cosine": "-1",  # honest updates of mature heads point anywhere: measured or off
     "source": "defaults; not measured for this network",
     "looks": [64, 128],
 }
