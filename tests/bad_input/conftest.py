@@ -10,9 +10,7 @@ from bad_input.saying import Said
 
 
 @pytest.fixture
-def say(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Said]:
+def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
     """`say(main, "join", …)` runs a program's `main` in this process."""
 
     def run(main: Callable[[], object], *words: object) -> Said:

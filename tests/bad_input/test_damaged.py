@@ -136,9 +136,7 @@ def test_looking_at_a_damaged_journal_changes_nothing(say: Say, tmp_path: Path, 
 # ---------------------------------------------------------------- coordinators
 
 
-def test_a_damaged_shard_founds_no_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_shard_founds_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(founding, "expert_schema", lambda _: None)
     prepared = prepared_folder(tmp_path / "prepared")
     shard = next(prepared.rglob("cluster*/*.safetensors"))
