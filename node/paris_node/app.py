@@ -53,6 +53,8 @@ from paris_protocol.net.swarm import SwarmStatus
 from paris_protocol.records import Beat
 
 DISK_RETRY: Final = 5.0
+JUDGED_BEAT: Final = 15.0
+"""Seconds between beats while work of ours is being judged, if they are not shorter anyway."""
 LAST_WORDS: Final = 20.0
 """Seconds that the end may take for asking what became of the contributions."""
 MakeJobs = Callable[[Kit], Jobs]
@@ -311,7 +313,7 @@ class Agent:
         """Tell the coordinator that we are alive, and ask what became of our contributions."""
         kit = self.kit
         while True:
-            await asyncio.sleep(kit.settings.beat)
+            await self._rest()
             core = self.volunteer
             step = core.step if core.phase is Phase.TRAINING else 0
             phase, at = core.phase.value, int(kit.clock())
@@ -327,6 +329,19 @@ class Agent:
                 kit.log.info("beat.failed", extra={"detail": str(error)})
             except Exception:  # an unforeseen failure is told; without beats no challenge is heard
                 kit.log.exception("beat")
+
+    async def _rest(self) -> None:
+        """Between two beats: not for long while work of ours waits for its verdict.
+
+        A challenge is heard of in the answer to a beat, and a round waits for those who are asked.
+        """
+        rested, span = 0.0, self.kit.settings.beat
+        while rested < span:
+            part = min(span - rested, JUDGED_BEAT)
+            await asyncio.sleep(part)
+            rested += part
+            if any(receipt.state == "queued" for receipt in self.kit.journal.receipts()):
+                return
 
     async def _look_after(self) -> None:
         """Ask what became of our contributions, and let go of what nobody will ask for any more."""
