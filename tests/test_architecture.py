@@ -39,7 +39,6 @@ PURE_THIRD_PARTY = {"cryptography", "securesystemslib", "pydantic"}
 CORES = {
     "paris_coordinator": [
         "desk.py",
-        "economics.py",
         "merging.py",
         "judging.py",
         "sequential.py",

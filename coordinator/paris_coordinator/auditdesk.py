@@ -19,8 +19,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NoReturn
 
+from paris_coordinator import rounds
 from paris_coordinator.auditing import REVOKING, STATE_COPIES, Audit
-from paris_coordinator.board import Board, Expert, Node, Work
+from paris_coordinator.board import Board, Expert, Node, Unit, Work
 from paris_coordinator.events import Answered, Called, Filed, Measured
 from paris_protocol.audit import NO_FAULT, false_auditors, standing_after
 from paris_protocol.errors import ParisError
@@ -343,4 +344,7 @@ class AuditDesk(Board):
         self._open_round(expert, now)
 
     def _open_round(self, expert: Expert, now: int) -> None:
-        raise NotImplementedError  # the desk deals the units
+        shards = self.genesis.clusters[expert.index].shards
+        # A repeated round deals the shards anew: the same unit could fail the same way again.
+        hands = rounds.deal(shards, self.policy.plan.units, expert.round + expert.attempt)
+        expert.units, expert.opened = [Unit(hand, now) for hand in hands], None

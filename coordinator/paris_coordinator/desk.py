@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from paris_coordinator import rounds
 from paris_coordinator.agenda import due
 from paris_coordinator.auditdesk import AuditDesk
-from paris_coordinator.board import Expert, Node, Unit, Work
+from paris_coordinator.board import Expert, Node, Work
 from paris_coordinator.events import (
     Again,
     Answered,
@@ -310,12 +310,6 @@ class Desk(AuditDesk):
             expert.head = Head(round=expert.round + 1, weights=record.result, merge=id)
         expert.attempt = 0 if record.published else expert.attempt + 1
         self._open_round(expert, now)
-
-    def _open_round(self, expert: Expert, now: int) -> None:
-        shards = self.genesis.clusters[expert.index].shards
-        # A repeated round deals the shards anew: the same unit could fail the same way again.
-        hands = rounds.deal(shards, self.policy.plan.units, expert.round + expert.attempt)
-        expert.units, expert.opened = [Unit(hand, now) for hand in hands], None
 
     def _order(self, fact: Ordered) -> None:
         if fact.order == "release":

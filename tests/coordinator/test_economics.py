@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paris_coordinator.economics import (
+from coordinator.economics import (
     detection,
     displacement,
     gain,

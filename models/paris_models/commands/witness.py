@@ -64,15 +64,24 @@ def run_witness(
                 tell(f"cosigned {facts['size']} statements, {facts['root']}")
                 if out is not None:
                     write_atomic(out, witness.note.encode())
-                witness.hand_in()
+                _tell_coordinator(witness, tell)
         except ParisError as error:
-            # Whom the policy does not name may witness all the same; it is only not handed on.
-            if error.code != "log.witness" and (once or error.code not in _PASSING):
+            if once or error.code not in _PASSING:
                 raise
             tell(f"{error.sentence} [{error.code}]")
         if once:
             return facts or {}
         time.sleep(EVERY)
+
+
+def _tell_coordinator(witness: Witness, tell: Callable[[str], None]) -> None:
+    """Whom the policy does not name may witness all the same: it is only not handed on."""
+    try:
+        witness.hand_in()
+    except ParisError as error:
+        if error.code != "log.witness":
+            raise
+        tell(f"{error.sentence} [{error.code}]")
 
 
 class Witness:
