@@ -40,6 +40,11 @@ Path = Annotated[
 ]
 Number = tuple[Short, Real]
 """A named measurement inside a verdict."""
+UpdateCodec = Literal[
+    "dense-f32", "dense-bf16", "int8", "topk-32", "topk-64", "topk-128", "topk-256",
+    "lora-int16", "lora-int8",
+]  # fmt: skip
+"""How an update crosses the network (SPEC.md, section Updates)."""
 
 
 class Record(BaseModel):
@@ -87,10 +92,13 @@ class TensorFile(Record):
 
 
 class Shard(Record):
-    """A safetensors file of cached clips."""
+    """A safetensors file of cached clips, all of one bucket: 0 is the network's own geometry,
+    n > 0 is `Genesis.buckets[n - 1]`."""
 
+    LATER = frozenset({"bucket"})
     file: TensorFile
     clips: Count
+    bucket: Count = 0
 
 
 class Head(Record):
@@ -173,9 +181,24 @@ class RouterSpec(Record):
     lr: Real
 
 
-class Recipe(Record):
-    """Objective and optimiser; the same for every unit of a network."""
+class Bucket(Record):
+    """Clips of another size than the network's own: in pixels, as latents, and clips per step."""
 
+    geometry: Geometry
+    latent: tuple[Count, Count, Count, Count]
+    batch: Count
+
+
+class Recipe(Record):
+    """Objective and optimiser; the same for every unit of a network.
+
+    `conditions` are the weights of the kinds of condition that a conditioned expert trains with,
+    none of them means text alone; `null_image` drops a condition. `time_path` says in which
+    precision times reach the embedding; `ema` is the decay per merged step of the released
+    average, 0 releases the heads themselves.
+    """
+
+    LATER = frozenset({"conditions", "null_image", "time_path", "ema"})
     objective: Literal["velocity", "x0"]
     sigma_min: Real
     t_mean: Real
@@ -192,6 +215,10 @@ class Recipe(Record):
     weight_decay: Real
     momentum: Real
     clip_norm: Real
+    conditions: tuple[tuple[Literal["t2v", "i2v_head", "i2v_tail", "i2v_loop"], Count], ...] = ()
+    null_image: Real = "0"
+    time_path: Literal["hidden", "float32"] = "hidden"
+    ema: Real = "0"
 
 
 class Sampler(Record):
@@ -217,6 +244,7 @@ class Genesis(Statement):
     """What never changes; its statement id is the network id, so the id pins the root key."""
 
     TYPE: ClassVar[str] = "genesis"
+    LATER = frozenset({"buckets"})
     MAX_BYTES: ClassVar[int] = 4 << 20
     name: Short
     created: Time
@@ -233,6 +261,7 @@ class Genesis(Statement):
     clusters: tuple[Cluster, ...]
     licences: tuple[Licence, ...]
     notes: tuple[Short, ...] = ()
+    buckets: tuple[Bucket, ...] = ()
 
 
 # ---------------------------------------------------------------- policy and people
@@ -316,15 +345,28 @@ class AuditRules(Record):
     tolerances: tuple[Tolerance, ...] = ()
 
 
+class PlanRules(Record):
+    """A training plan that the network takes beside its own, and how its units are asked for.
+
+    `plan` is a name of `paris_models.plans`; `rate` multiplies the recipe's peak rates.
+    """
+
+    plan: Short
+    dtype: Literal["float32", "bfloat16"]
+    update_codec: UpdateCodec
+    rate: Real
+
+
 class Policy(Statement):
     """Numbered, hash-linked statement for everything that may change.
 
     A release needs `witness_quorum` cosignatures of `witnesses`. Inputs of merges are kept for
-    `inputs_kept` seconds, for ever if it is 0.
+    `inputs_kept` seconds, for ever if it is 0. `dtype` and `update_codec` are those of the
+    network's own plan, float32; `plans` are the others that it takes.
     """
 
     TYPE: ClassVar[str] = "policy"
-    LATER = frozenset({"audit", "witnesses", "witness_quorum", "inputs_kept"})
+    LATER = frozenset({"audit", "witnesses", "witness_quorum", "inputs_kept", "plans"})
     number: Count
     previous: Digest | None
     since: Time
@@ -336,7 +378,7 @@ class Policy(Statement):
     dtype: Literal["float32", "bfloat16"]
     threads: Count
     kernels: Literal["reference", "fast"]
-    update_codec: Literal["dense-f32", "dense-bf16"]
+    update_codec: UpdateCodec
     commit_every: Count
     soft_deadline: Count
     hard_deadline: Count
@@ -346,6 +388,7 @@ class Policy(Statement):
     witnesses: tuple[KeyId, ...] = ()
     witness_quorum: Count = 0
     inputs_kept: Count = 0
+    plans: tuple[PlanRules, ...] = ()
 
 
 class Registration(Statement):
@@ -390,13 +433,15 @@ class AuditTask(Record):
 class Assignment(Statement):
     """A signed lease; training is a function of this record and the step.
 
+    `plan` names how the expert is trained (`paris_models.plans`). `residual` is the root of what
+    the node's last update of this expert left out, which this unit's update has to make up for.
     `kernels`: "reference" asks for deterministic algorithms, "fast" for whatever is quickest (such
     a unit is audited within a tolerance, never for equal bits). Of kind "audit" it repeats the
     audited assignment for another node and has `audit`.
     """
 
     TYPE: ClassVar[str] = "assignment"
-    LATER = frozenset({"audit"})
+    LATER = frozenset({"audit", "residual"})
     MAX_BYTES: ClassVar[int] = 1 << 20
     kind: Literal["train", "audit"]
     plan: Short
@@ -414,25 +459,31 @@ class Assignment(Statement):
     dtype: Literal["float32", "bfloat16"]
     threads: Count
     kernels: Literal["reference", "fast"]
-    update_codec: Literal["dense-f32", "dense-bf16"]
+    update_codec: UpdateCodec
     commit_every: Count
     policy: Count
     issued: Time
     soft_deadline: Time
     hard_deadline: Time
     audit: AuditTask | None = None
+    residual: Digest | None = None
 
 
 class Commitment(Statement):
-    """Roots of the training states at every k-th step, and of the result, before it is handed in."""
+    """Roots of the training states at every k-th step, and of the result, before it is handed in.
+
+    `residual` is the root of what the update's codec left out, where the node will make up for it.
+    """
 
     TYPE: ClassVar[str] = "commitment"
+    LATER = frozenset({"residual"})
     MAX_BYTES: ClassVar[int] = 1 << 20
     assignment: Digest
     states: tuple[Digest, ...]
     states_root: Digest
     update_root: Digest
     steps: Count
+    residual: Digest | None = None
 
 
 class Contribution(Statement):
@@ -644,6 +695,22 @@ class SecretSetOpened(Statement):
     at: Time
 
 
+class Withdrawal(Statement):
+    """A clip is taken out of training: its shards are leased no more.
+
+    `clip` is the SHA-256 of its row in the shards; `heads` are the merges that were trained on one
+    of these shards. `reason` is the operator's.
+    """
+
+    TYPE: ClassVar[str] = "withdrawal"
+    MAX_BYTES: ClassVar[int] = 1 << 20
+    clip: Digest
+    shards: tuple[Digest, ...]
+    heads: tuple[Digest, ...]
+    reason: Short
+    at: Time
+
+
 class ReleaseFile(Record):
     """One file of a release folder."""
 
@@ -691,9 +758,13 @@ class Index(Statement):
 
 
 class LeaseRequest(Statement):
-    """A node asks for work: what it can hold and what it has already."""
+    """A node asks for work: what it can hold and what it has already.
+
+    `plans` are those that it can train by, the preferred one first; none means float32.
+    """
 
     TYPE: ClassVar[str] = "lease-request"
+    LATER = frozenset({"plans"})
     at: Time
     version: Short
     name: Short
@@ -701,6 +772,7 @@ class LeaseRequest(Statement):
     memory_mb: Count
     disk_mb: Count
     cached: tuple[Digest, ...] = ()
+    plans: tuple[Short, ...] = ()
 
 
 class Beat(Statement):
@@ -730,6 +802,7 @@ STATEMENTS: Final[tuple[type[Statement], ...]] = (
     KeyRotation,
     SecretSet,
     SecretSetOpened,
+    Withdrawal,
     Release,
     Index,
     LeaseRequest,
