@@ -30,7 +30,7 @@ DTYPES: Final = {
     torch.float64: "F64", torch.int64: "I64",
     torch.float32: "F32", torch.int32: "I32",
     torch.bfloat16: "BF16", torch.float16: "F16", torch.int16: "I16",
-    torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3",
 }  # fmt: skip
 SIZES: Final = {name: dtype.itemsize for dtype, name in DTYPES.items()}
 
@@ -46,6 +46,8 @@ def dtype_name(tensor: Tensor) -> str:
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The little-endian bytes of a tensor, without a copy where it is contiguous on the CPU."""
     plain = tensor.detach().to("cpu").contiguous().reshape(-1)
+    if not plain.numel():  # may have a stride of 0, of which torch makes no view
+        return memoryview(b"")
     return memoryview(plain.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
@@ -77,19 +79,7 @@ def write_stream(
     process writes a path at a time. Raises
     `ValueError` when a chunk has not the size that the schema says, `OSError` when writing fails.
     """
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    position, sizes = 0, []
-    for name in file_order(schema):
-        dtype, shape = schema[name]
-        size = SIZES[dtype]
-        for length in shape:
-            size *= length
-        offsets = [position, position + size]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
-        position += size
-        sizes.append(size)
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text, sizes = _header(schema, metadata)
     path = Path(path)
     # A fixed name: what a killed process left behind is overwritten by the next write.
     part = path.with_name(path.name + ".part")
@@ -106,6 +96,29 @@ def write_stream(
         part.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def file_size(schema: Schema) -> int:
+    """Bytes of the file that `write_stream` makes of a schema, without metadata."""
+    text, sizes = _header(schema, None)
+    return 8 + len(text) + sum(sizes)
+
+
+def _header(schema: Schema, metadata: Mapping[str, str] | None) -> tuple[bytes, list[int]]:
+    """The JSON of a file, padded to whole 8 bytes, and the bytes of each tensor in file order."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    position, sizes = 0, []
+    for name in file_order(schema):
+        dtype, shape = schema[name]
+        size = SIZES[dtype]
+        for length in shape:
+            size *= length
+        offsets = [position, position + size]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
+        position += size
+        sizes.append(size)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return text + b" " * (-len(text) % 8), sizes
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,9 +1,9 @@
 """LoRA products that are the same bits on every machine: integers on a grid of powers of two.
 
 The product B·A sums over the rank, and a sum of floats depends on its order. Therefore A and B are
-put on an int16 grid whose scales are constant along the rank: one power of two per row of B, one
-per column of A. All products and partial sums are then integers below 2⁵³, so that a float64 GEMM
-is exact in any order, on any BLAS; scales come afterwards (trust reference §3.5). Refused with
+put on an int16 (or int8) grid whose scales are constant along the rank: one power of two per row of
+B, one per column of A. All products and partial sums are then integers below 2⁵³, so that a float64
+GEMM is exact in any order, on any BLAS; scales come afterwards (trust reference §3.5). Refused with
 `ValueError`: values that are not finite, shapes that do not fit, a rank beyond 2²³::
 
     b, a = to_grid(B, along=1), to_grid(A, along=0)      # B: (out, r), A: (r, in)
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 LARGEST: Final = (1 << 15) - 1
 MOST_RANK: Final = 1 << 23
 """So many products of two 15-bit integers stay below 2⁵³."""
+PIECE: Final = 1 << 20
+"""Elements of a product that are made at once."""
 
 
 class Grid(NamedTuple):
@@ -34,17 +36,18 @@ class Grid(NamedTuple):
         return np.ldexp(self.values.astype(np.float64), np.expand_dims(self.exponents, self.along))
 
 
-def to_grid(matrix: NDArray[Any], along: int) -> Grid:
-    """The nearest int16 grid, halves to even; `along` is the axis of the reduction (the rank).
+def to_grid(matrix: NDArray[Any], along: int, most: int = LARGEST) -> Grid:
+    """The nearest grid of numbers up to `most`, halves to even; `along` is the axis of the rank.
 
-    Each line along that axis gets the smallest power of two with which its largest value fits.
+    Each line along that axis gets the smallest power of two with which its largest value fits, so
+    that a grid's own matrix has that grid again.
     """
     exact = np.asarray(matrix, np.float64)
     if exact.ndim != 2 or not np.isfinite(exact).all():
         raise ValueError("a matrix of finite values goes onto the grid")
     largest = np.abs(exact).max(axis=along, initial=0.0)
-    _, exponents = np.frexp(largest / LARGEST)  # largest ≤ LARGEST · 2^exponent
-    exponents = np.where(largest > 0, exponents, 0).astype(np.int32)
+    fraction, exponents = np.frexp(largest / most)  # largest ≤ most · 2^exponent
+    exponents = np.where(largest > 0, exponents - (fraction == 0.5), 0).astype(np.int32)
     scaled = np.ldexp(exact, -np.expand_dims(exponents, along))
     return Grid(np.rint(scaled).astype(np.int16), exponents, along)
 
@@ -59,7 +62,14 @@ def lora_product(a: Grid, b: Grid, alpha: float) -> NDArray[np.float32]:
         raise ValueError("scales vary along the rank, or the ranks differ")
     if not 0 < rank <= MOST_RANK:
         raise ValueError(f"a rank of {rank}")
-    total = b.values.astype(np.float64) @ a.values.astype(np.float64)
-    exact = np.ldexp(np.ldexp(total, b.exponents[:, None]), a.exponents[None, :])
-    product: NDArray[np.float32] = (exact * (np.float64(alpha) / rank)).astype(np.float32)
+    columns = a.values.shape[1]
+    product = np.empty((len(b.values), columns), np.float32)
+    right, scale = a.values.astype(np.float64), np.float64(alpha) / rank
+    rows = max(1, PIECE // max(1, columns))
+    for begin in range(0, len(product), rows):
+        part = slice(begin, begin + rows)
+        exact = b.values[part].astype(np.float64) @ right
+        np.ldexp(exact, b.exponents[part, None], out=exact)
+        np.ldexp(exact, a.exponents[None, :], out=exact)
+        product[part] = np.multiply(exact, scale, out=exact)
     return product

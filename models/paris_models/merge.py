@@ -8,9 +8,9 @@ what is left is element-wise float32 in NumPy, a multiply and then an add, never
     new = master + g                            a revert: head − g
 
 Nothing is summed over elements, so threads, BLAS and instruction sets have nothing to reorder.
-Inputs are mapped, a piece of every tensor is worked on while it is in the cache, and one output
-tensor is held. Updates that do not fit the master, or hold values that are not finite, raise
-`ValueError`::
+Inputs are mapped, or decoded a tensor at a time; a piece of every tensor is worked on while it is
+in the cache, and one output tensor is held. Updates that do not fit the master, or hold values that
+are not finite, raise `ValueError`::
 
     head = merge(master, [a, b], weights=[0.5, 0.5], scales=[1.0, 0.8])
     merge_files(parent, [(update, 0.5, 1.0), (other, 0.5, 0.8)], out)    # one tensor at a time
@@ -19,16 +19,16 @@ tensor is held. Updates that do not fit the master, or hold values that are not 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paris_models.checkpoint import Schema, file_order, write_stream
+from paris_models.checkpoint import file_order, write_stream
+from paris_models.codecs import mapped, open_update
 
 Array = NDArray[np.float32]
 Input = tuple[Path, float, float]
@@ -139,18 +139,17 @@ def merge_files(
 ) -> None:
     """Merge safetensors files (path, weight, scale) into `out`, atomically, tensor by tensor.
 
-    The result is float32 with the master's names and deterministic bytes. Memory beyond the mapped
-    inputs: the largest tensor once. `progress(done, tensors)` is called after each tensor. The
-    caller has checked the headers before (`paris_protocol.gate`).
+    Updates may be of any codec, each of another one: an input is what it decodes to. The result is
+    float32 with the master's names and deterministic bytes. Memory beyond the mapped files: the
+    largest tensor once, and once for each input that is not dense. `progress(done, tensors)` is
+    called after each tensor. The caller has checked the headers before (`paris_protocol.gate`).
     """
-    files = [_mapped(path) for path in (master, *(path for path, _, _ in inputs))]
     weights, scales = [weight for _, weight, _ in inputs], [scale for _, _, scale in inputs]
-    base, *updates = files
-    if any(update.keys() != base.keys() for update in updates):
-        raise ValueError("an update does not have the master's tensors")
-    if any(array.dtype != np.float32 for array in base.values()):
+    schema, base = mapped(master)
+    if any(dtype != "F32" for dtype, _ in schema.values()):
         raise ValueError("the master is not float32")
-    schema: Schema = {name: ("F32", array.shape) for name, array in base.items()}
+    shapes = {name: array.shape for name, array in base.items()}
+    updates = [open_update(path, None, shapes) for path, _, _ in inputs]
     room = np.empty(max((array.size for array in base.values()), default=0), np.float32)
 
     def tensors() -> Iterator[memoryview]:
@@ -178,33 +177,3 @@ def revert_files(
     """
     negated = [(path, -weight, scale) for path, weight, scale in removed]
     merge_files(head, negated, out, metadata, progress)
-
-
-class _Entry(NamedTuple):
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
-_KINDS: Final[dict[str, np.dtype[Any]]] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2")}
-
-
-def _mapped(path: Path) -> dict[str, NDArray[Any]]:
-    """The tensors of a file without reading them: float32, or bfloat16 as uint16."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        table = json.loads(file.read(length))
-    entries = {name: _entry(spec) for name, spec in table.items() if name != "__metadata__"}
-    data: NDArray[Any] = np.memmap(path, np.uint8, "r")[8 + length :]
-    return {
-        name: data[entry.begin : entry.end].view(entry.dtype).reshape(entry.shape)
-        for name, entry in entries.items()
-    }
-
-
-def _entry(spec: Mapping[str, Any]) -> _Entry:
-    if spec["dtype"] not in _KINDS:
-        raise ValueError(f"tensors of {spec['dtype']} are not merged")
-    begin, end = spec["data_offsets"]
-    return _Entry(_KINDS[spec["dtype"]], tuple(spec["shape"]), begin, end)

@@ -1,9 +1,11 @@
 """Updates: what training changed, as tensors that cross the network, and their statistics.
 
-An update is result − parent per tensor, in float32 or rounded to bfloat16. Updates and parents
-whose tensors differ in name or shape are refused with `ValueError`::
+An update is result − parent per tensor in float32, as a codec sends it (`codecs`); under a LoRA
+codec it is the trained factors. Everything but `make_update` takes dense updates, as `decode` gives
+them. Updates and parents whose tensors differ in name or shape are refused with `ValueError`::
 
-    update = make_update(parent, result, "dense-bf16")
+    wire = make_update(parent, result, "dense-bf16")
+    update = decode(wire, "dense-bf16", shapes)      # paris_models.codecs
     s = statistics(update, parent)                   # s.relative = ‖update‖ / ‖parent‖
     candidate = apply_update(parent, update)         # float32
     cosine(update, other)                            # 1.0 for a copy
@@ -14,16 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor
 
-Codec = Literal["dense-f32", "dense-bf16"]
-DTYPES: Final[Mapping[str, torch.dtype]] = {
-    "dense-f32": torch.float32,
-    "dense-bf16": torch.bfloat16,
-}
+from paris_models.codecs import LORA, Codec, Lazy, encode, lora_modules
 
 POWER_STEPS: Final = 30
 
@@ -47,9 +45,29 @@ def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
 def make_update(
     parent: Mapping[str, Tensor], result: Mapping[str, Tensor], codec: Codec
 ) -> dict[str, Tensor]:
-    """result − parent in float32, stored as the codec says."""
+    """What is sent for a unit: result − parent in float32, as the codec says.
+
+    Differences are made a tensor at a time. Under a LoRA codec `result` holds the factors of all
+    modules (`lean.weights`), and the parent is there for names and shapes.
+    """
+    if codec in LORA:
+        modules = lora_modules({name: tuple(tensor.shape) for name, tensor in parent.items()})
+        if {name[:-2] for name in result} != set(modules):
+            raise ValueError("the result is not the factors of this expert's modules")
+        _check_factors(result, modules)
+        return encode(codec, result)
     _same(parent, result)
-    return {n: (result[n].float() - parent[n].float()).to(DTYPES[codec]) for n in sorted(parent)}
+    return encode(codec, Lazy(parent, lambda name: result[name].float() - parent[name].float()))
+
+
+def _check_factors(factors: Mapping[str, Tensor], modules: Mapping[str, tuple[int, int]]) -> None:
+    """Outer sizes are those of the module; ranks are compared when they are encoded."""
+    for name, factor in factors.items():
+        out, into = modules[name[:-2]]
+        sizes = {"a": (1, into), "b": (0, out)}
+        axis, size = sizes.get(name[-1], (0, -1))
+        if factor.ndim != 2 or factor.shape[axis] != size:
+            raise ValueError(f"the factor {name} does not have its module's shape")
 
 
 def apply_update(parent: Mapping[str, Tensor], update: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from make_trust import audits, cosigned, seed
+from make_updates import updates
 
 from paris_protocol import blobs, gate, invite, log, streams, tensors
 from paris_protocol.canonical import canonical, decimal, parse, sha256_hex
@@ -315,6 +316,25 @@ def random_streams() -> dict[str, Any]:
             }
             for step in (0, 2, 5)
         ],
+        "picks": [
+            {"word": f"{word:016x}", "weights": weights, "pick": streams.pick(word, weights)}
+            for weights in ([1, 5, 1, 1], [3], [7, 1 << 40, 2])
+            for word in (0, (1 << 61) - 1, 1 << 61, 3 << 62, (1 << 64) - 1)
+        ],
+        "buckets": [
+            {
+                "key": key.hex(), "weights": [1000, 40, 360], "step": step,
+                "bucket": streams.bucket(key, step, [1000, 40, 360]),
+            }
+            for step in (0, 1, 7, 40)
+        ],
+        "bucket_rows": [
+            {
+                "key": key.hex(), "batch": 3, "n": 7, "bucket": 2, "visit": visit,
+                "rows": [streams.row(key, visit, slot, 3, 7, 2) for slot in range(3)],
+            }
+            for visit in (0, 4)
+        ],
     }  # fmt: skip
 
 
@@ -373,7 +393,7 @@ def invites() -> dict[str, Any]:
 VECTORS: dict[str, Callable[[], dict[str, Any]]] = {
     "audit": audits, "blobs": manifests, "canonical": canonicals, "envelopes": envelopes,
     "gate": headers, "invites": invites, "keys": keys, "log": logs, "streams": random_streams,
-    "tensors": tensor_roots, "witness": cosigned,
+    "tensors": tensor_roots, "updates": updates, "witness": cosigned,
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from fuzz import logs, wire
+from fuzz import logs, updates, wire
 from fuzz import statements as said
 from fuzz.mutate import damaged, spoil_json
 from paris_protocol.canonical import parse
@@ -85,6 +85,13 @@ PARSERS = {
         Parser("frame-request", wire.requests, wire.read_request),
         Parser("pointer", wire.records, wire.read_pointer, spoil_json),
         Parser("words", wire.words, wire.read_words),
+        Parser(
+            "update",
+            updates.update_files,
+            updates.read_update,
+            updates.spoil_update,
+            refuses=(ParisError, ValueError),
+        ),
         Parser("refusal", wire.refusals, lambda raw: refusal(400, raw, None), spoil_json),
     )
 }

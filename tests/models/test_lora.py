@@ -71,3 +71,32 @@ def test_what_cannot_be_exact_is_refused() -> None:
     other = to_grid(np.ones((3, 2), np.float32), along=1)
     with pytest.raises(ValueError, match="rank"):
         lora_product(good, other, 1.0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(arrays(np.float32, (4, 5), elements=WIDE), st.integers(0, 1), st.sampled_from([127, 32767]))
+def test_a_grid_is_its_own_nearest_grid(matrix: np.ndarray, along: int, most: int) -> None:
+    grid = to_grid(matrix, along, most)
+    largest = np.abs(grid.values.astype(np.int32)).max(axis=along)
+    assert (((largest > most // 2) & (largest <= most)) | (largest == 0)).all()
+    again = to_grid(grid.dense(), along, most)
+    assert np.array_equal(again.values, grid.values)
+    assert np.array_equal(again.exponents, grid.exponents)
+
+
+@pytest.mark.parametrize("most", [127, 32767])
+def test_the_largest_number_of_a_grid_stays_on_it(most: int) -> None:
+    for value in (most, most / 8, -most * 2.0**20):
+        grid = to_grid(np.array([[value, 1.0]]), 1, most)
+        assert abs(int(grid.values[0, 0])) == most
+
+
+def test_a_product_that_is_made_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = np.random.default_rng(5)
+    b = to_grid(g.standard_normal((37, 8), np.float32), along=1)
+    a = to_grid(g.standard_normal((8, 11), np.float32), along=0)
+    whole = lora_product(a, b, 8.0)
+    monkeypatch.setattr("paris_models.lora.PIECE", 30)
+    assert np.array_equal(lora_product(a, b, 8.0), whole)
+    empty = to_grid(np.zeros((0, 8), np.float32), along=1)
+    assert lora_product(a, empty, 8.0).shape == (0, 11)
