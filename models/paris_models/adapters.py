@@ -21,8 +21,6 @@ from torch.nn import functional
 from paris_models import noise
 from paris_models.plans import NF4_BLOCK, Base
 
-FACTORS: Final = 8
-"""The stream of a unit's key that the factors A are drawn from."""
 FLOAT8_MOST: Final = 448.0
 _OFFSET: Final = 0.9677083
 
@@ -141,6 +139,6 @@ def adapt(model: nn.Module, base: Base, rank: int, key: bytes) -> dict[str, nn.P
 def _first_factor(key: bytes, index: int, rank: int, linear: nn.Linear) -> Tensor:
     """A of a module, uniform in ±1/√in, as a Linear of that size would begin."""
     n = linear.in_features
-    drawn = torch.from_numpy(noise.uniforms(key, FACTORS, 0, index, rank * n))
+    drawn = torch.from_numpy(noise.uniforms(key, noise.FACTORS, 0, index, rank * n))
     first: Tensor = ((2 * drawn - 1) / n**0.5).float().view(rank, n)
     return first.to(linear.weight.device)

@@ -14,9 +14,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Any, Final, Literal, Self, get_type_hints
+from typing import Any, Final, Literal, Self, get_args, get_type_hints
 
 Objective = Literal["velocity", "x0"]
+Kind = Literal["t2v", "i2v_head", "i2v_tail", "i2v_loop"]
+"""What a conditioned expert is given in training: nothing, the first frame, the last, or both."""
+FRAMES_ALONE: Final[Mapping[Kind, frozenset[str]]] = MappingProxyType(
+    {
+        "t2v": frozenset(),
+        "i2v_head": frozenset({"first"}),
+        "i2v_tail": frozenset({"last"}),
+        "i2v_loop": frozenset({"first", "last"}),
+    }
+)
+"""The frames, encoded alone, that each kind gives: tensors of the shards."""
+PAPER_CONDITIONS: Final[tuple[tuple[Kind, int], ...]] = (
+    ("t2v", 1), ("i2v_head", 5), ("i2v_loop", 1), ("i2v_tail", 1),
+)  # fmt: skip
+"""Open-Sora 2.0's kinds and weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +122,11 @@ class RecipeConfig(_Mirror):
     sequence and pooled text are dropped independently, each with probability √null_text. "x0" is
     the small network's: both together. `null_text` is the probability that both
     are null, in either case. `t_shift` 1 means no time shift, 0 the shift by latent size.
+
+    `conditions` are the kinds that a conditioned expert trains with and their weights, none means
+    text alone; each condition is dropped with probability `null_image`. `time_path` "float32" gives
+    the embedding times that were not rounded to the hidden dtype. `ema` is the decay per merged
+    step of the released average, 0 for none.
     """
 
     objective: Objective = "velocity"
@@ -125,8 +145,21 @@ class RecipeConfig(_Mirror):
     weight_decay: float = 0.0
     momentum: float = 0.95
     clip_norm: float = 1.0
+    conditions: tuple[tuple[Kind, int], ...] = ()
+    null_image: float = 0.0
+    time_path: Literal["hidden", "float32"] = "hidden"
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
+        pairs = tuple((kind, int(weight)) for kind, weight in self.conditions)  # JSON has lists
+        object.__setattr__(self, "conditions", pairs)
+        kinds = [kind for kind, _ in pairs]
+        if len(set(kinds)) < len(kinds) or set(kinds) - set(get_args(Kind)):
+            raise ValueError(f"conditions name each of {', '.join(get_args(Kind))} at most once")
+        if any(weight < 1 for _, weight in pairs):
+            raise ValueError("the weight of a condition is at least 1")
+        if not (0 <= self.null_image < 1 and 0 <= self.ema < 1):
+            raise ValueError("null_image and ema lie in [0, 1)")
         if not (0 <= self.null_text < 1 and 0 <= self.sigma_min < 1 and self.t_shift >= 0):
             raise ValueError("null_text and sigma_min lie in [0, 1), t_shift is not negative")
         if self.t_std <= 0 or self.clip_norm <= 0 or self.batch < 1:

@@ -93,11 +93,12 @@ class Ensemble:
         self, expert: Any, x: Tensor, t: Tensor, seq: Tensor, pooled: Tensor, guidance: float
     ) -> Tensor:
         """uncond + g (cond − uncond) inside one expert; at g = 1 the text alone is evaluated."""
-        conditional = predict(expert, self.config, x, t, seq, pooled)
+        path = self.recipe.time_path
+        conditional = predict(expert, self.config, x, t, seq, pooled, time_path=path)
         if guidance != 1:
             null_seq = self.null_seq.to(seq.device).expand_as(seq)
             null_pooled = self.null_pooled.to(seq.device).expand_as(pooled)
-            empty = predict(expert, self.config, x, t, null_seq, null_pooled)
+            empty = predict(expert, self.config, x, t, null_seq, null_pooled, time_path=path)
             conditional = empty + guidance * (conditional - empty)
         return as_velocity(self.recipe, x, t, conditional)
 

@@ -71,7 +71,9 @@ def held_out_losses(
         t = times[rows].to(device)
         seq, pooled = clips.text(rows)
         x = flow.interpolate(x0, x1, t, recipe.sigma_min)
-        output = predict(model, config, x, t, seq.to(device), pooled.to(device))
+        output = predict(
+            model, config, x, t, seq.to(device), pooled.to(device), time_path=recipe.time_path
+        )
         truth = flow.target(recipe.objective, x0, x1, recipe.sigma_min)
         losses.append((output - truth).square().flatten(1).mean(1).cpu())
     return torch.cat(losses)

@@ -1,6 +1,7 @@
 """Experts: diffusers' `FluxTransformer2DModel` by configuration, from 0.3 M to 11.89 B parameters.
 
-The network is used as it is; ours are only packing, ids and the condition.
+The network is used as it is; ours are packing, ids, the condition, and how pairs are turned
+(`attention`).
 Weights that do not fit the configuration are refused with `ValueError`::
 
     model = build_expert(LADDER["demo"], seed=0)
@@ -10,7 +11,8 @@ Weights that do not fit the configuration are refused with `ValueError`::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,12 +20,13 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from paris_models import flow
+from paris_models.attention import TurningAttention
 from paris_models.config import ExpertConfig, RecipeConfig
 from paris_models.latents import image_ids, pack, unpack
 
 
 def _construct(config: ExpertConfig) -> Any:
-    return FluxTransformer2DModel(
+    model: Any = FluxTransformer2DModel(
         patch_size=1,  # packing is done outside (latents.pack)
         in_channels=config.in_channels,
         out_channels=config.out_channels,
@@ -36,6 +39,8 @@ def _construct(config: ExpertConfig) -> Any:
         guidance_embeds=False,
         axes_dims_rope=tuple(config.rope_axes),
     )
+    model.set_attn_processor(TurningAttention())
+    return model
 
 
 def build_expert(
@@ -95,11 +100,14 @@ def predict(
     text_seq: Tensor,
     text_pooled: Tensor,
     condition: Tensor | None = None,
+    *,
+    time_path: str = "hidden",
 ) -> Tensor:
     """The network's output for noisy latents `x` (n, C, T, H, W) at times `t` (n,), like `x`.
 
     `text_seq` (n, L, D), `text_pooled` (n, P); `condition` packed as by `latents.condition`
-    (n, N, (C+1)·p²), zero when a conditioned expert gets none (text-to-video).
+    (n, N, (C+1)·p²), zero when a conditioned expert gets none (text-to-video). `time_path` is the
+    recipe's: "float32" keeps times exact where the network computes in bfloat16.
     """
     _, channels, frames, height, width = x.shape
     tokens = pack(x, config.patch)
@@ -109,16 +117,34 @@ def predict(
         tokens = torch.cat([tokens, condition], dim=-1)
     elif condition is not None:
         raise ValueError("this expert takes no condition")
-    out = model(
-        hidden_states=tokens,
-        timestep=t,
-        encoder_hidden_states=text_seq,
-        pooled_projections=text_pooled,
-        img_ids=image_ids(frames, height, width, config.patch).to(x.device),
-        txt_ids=torch.zeros(text_seq.shape[1], 3, device=x.device),
-        return_dict=False,
-    )[0]
+    with _exact_times(model, t) if time_path == "float32" else nullcontext():
+        out = model(
+            hidden_states=tokens,
+            timestep=t,
+            encoder_hidden_states=text_seq,
+            pooled_projections=text_pooled,
+            img_ids=image_ids(frames, height, width, config.patch).to(x.device, non_blocking=True),
+            txt_ids=torch.zeros(text_seq.shape[1], 3, device=x.device),
+            return_dict=False,
+        )[0]
     return unpack(out, (channels, frames, height, width), config.patch)
+
+
+@contextmanager
+def _exact_times(model: FluxTransformer2DModel, t: Tensor) -> Iterator[None]:
+    """Give the time embedding 1000 t in float32, whatever the network made of `t` (n,) before.
+
+    diffusers rounds t to the hidden dtype and multiplies there: in bfloat16 times near 1, where a
+    high shift puts most sampling steps, become equal. The embedding's sines are float32 anyway.
+    """
+    exact = t.float() * 1000
+    hook = model.time_text_embed.register_forward_pre_hook(
+        lambda _, inputs: (exact, *inputs[1:])  # the times are its first argument
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def as_velocity(recipe: RecipeConfig, x: Tensor, t: Tensor, output: Tensor) -> Tensor:

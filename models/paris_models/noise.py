@@ -7,11 +7,12 @@ same generator in C. A key that is not 16 bytes is refused with `ValueError`::
     noise = normals(key, NOISE, step=7, slot=3, n=1536)            # (1536,) float32
     batch = normals_batch(key, NOISE, 7, range(96), 1536)          # (96, 1536), row 3 is `noise`
     order = permutation(key, n=len(clips), epoch=0)                # (n,) int64
+    bucket, visit = bucket_of(key, step=7, weights=(1000, 40))     # 0, 7: its eighth step
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -25,6 +26,10 @@ DROP: Final = 3
 ORDER: Final = 4
 SAMPLE: Final = 5
 HELD: Final = 6
+ROUNDING: Final = 7
+FACTORS: Final = 8
+BUCKET: Final = 9
+CONDITION: Final = 10
 
 
 def words_batch(
@@ -87,18 +92,40 @@ def normals(key: bytes, stream: int, step: int, slot: int, n: int) -> NDArray[np
     return out
 
 
-@lru_cache(maxsize=4)
-def permutation(key: bytes, n: int, epoch: int) -> NDArray[np.int64]:
+def picks(words: NDArray[np.uint64], weights: Sequence[int]) -> NDArray[np.int64]:
+    """Which of the weighted things each word names, like `words`: ⌊word · Σ weights / 2⁶⁴⌋ lies in
+    its span. Integers throughout, so that no rounding decides. Refuses impossible weights."""
+    total = sum(weights)
+    if not weights or min(weights) < 1 or total >> 63:
+        raise ValueError("weights are whole numbers from 1 up, below 2⁶³ together")
+    below = [sum(weights[:i]) for i in range(1, len(weights))]
+    edges = np.array([-(-(part << 64) // total) for part in below], np.uint64)
+    out: NDArray[np.int64] = np.searchsorted(edges, words, side="right").astype(np.int64)
+    return out
+
+
+def bucket_of(key: bytes, step: int, weights: Sequence[int]) -> tuple[int, int]:
+    """Which of the weighted buckets a step trains on, and how many steps before it did so too."""
+    chosen = picks(words_batch(key, BUCKET, 0, (0,), step + 1)[0], weights)
+    return int(chosen[step]), int(np.count_nonzero(chosen[:step] == chosen[step]))
+
+
+@lru_cache(maxsize=16)
+def permutation(key: bytes, n: int, epoch: int, bucket: int = 0) -> NDArray[np.int64]:
     """The order of `n` clips in a pass over them, (n,): stable sort by the pass's words."""
-    words = words_batch(key, ORDER, epoch, (0,), n)[0]
+    words = words_batch(key, ORDER, epoch, (bucket,), n)[0]
     order: NDArray[np.int64] = np.argsort(words, kind="stable").astype(np.int64)
     order.setflags(write=False)  # the cache hands out this very array
     return order
 
 
-def batch_rows(key: bytes, n: int, step: int, batch: int) -> NDArray[np.int64]:
-    """The clips of a step, (batch,): slot s takes place step × batch + s of the endless order."""
+def batch_rows(key: bytes, n: int, step: int, batch: int, bucket: int = 0) -> NDArray[np.int64]:
+    """The clips of a step, (batch,): slot s takes place step × batch + s of the endless order.
+
+    In a set of buckets `step` counts the bucket's own steps.
+    """
     if n < 1:
         raise ValueError("there are no clips to train on")
     places = step * batch + np.arange(batch)
-    return np.array([permutation(key, n, int(j) // n)[int(j) % n] for j in places], np.int64)
+    chosen = [permutation(key, n, int(j) // n, bucket)[int(j) % n] for j in places]
+    return np.array(chosen, np.int64)

@@ -15,10 +15,10 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, Final, cast, overload
 
 import diffusers
 import torch
@@ -34,6 +34,8 @@ from paris_models.router import Router
 from paris_models.text import HashedWords, TextEncoder
 
 INDEX = "model_index.json"
+LATER: Final = frozenset({"conditions", "null_image", "time_path", "ema"})
+"""Fields of a recipe that came after version 0.1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,10 @@ def write_index(folder: Path, settings: ReleaseSettings, experts: int) -> None:
         "_diffusers_version": diffusers.__version__,
         "_paris": {"format": 1, "experts": experts, **asdict(settings)},
     }
+    # A reader one version behind does not know the later fields of a recipe.
+    same = {f.name for f in fields(RecipeConfig) if getattr(settings.recipe, f.name) == f.default}
+    for name in same & LATER:
+        del index["_paris"]["recipe"][name]
     for expert in range(experts):
         index[f"expert_{expert}"] = ["diffusers", "FluxTransformer2DModel"]
     index["router"] = ["paris_models.router", "Router"]

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from paris_models import noise
 
-ROUNDING: Final = 7
-"""The stream of a unit's key that seeds the rounding of a (step, parameter)."""
 CHUNK: Final = 1 << 17
 """Values that are rounded at once; a multiple of the eight that a counter gives."""
 _LOW: Final = 0xFFFFFFFF
@@ -35,7 +33,7 @@ class Seed(NamedTuple):
 
 def seed_of(key: bytes, step: int, index: int) -> Seed:
     """The seed of parameter number `index` at a step; `ValueError` for a key not of 16 bytes."""
-    first, second = (int(w) for w in noise.words_batch(key, ROUNDING, step, (index,), 2)[0])
+    first, second = (int(w) for w in noise.words_batch(key, noise.ROUNDING, step, (index,), 2)[0])
     return Seed((first & _LOW, first >> 32), (second & _LOW, second >> 32))
 
 

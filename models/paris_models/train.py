@@ -1,9 +1,10 @@
 """Training of an expert as a function of (assignment, step).
 
-Data order, noise, times and text dropout come from the counter-based streams of the unit's key, so
-stopping at any step and resuming equals never having stopped: bitwise on the CPU in float32 with
-the same number of threads. Steps beyond the unit and states that do not fit the configuration are
-refused with `ValueError`; a loss that is not finite raises `ArithmeticError`, changing nothing::
+Data order, noise, times, dropout and conditions come from the counter-based streams of the unit's
+key, so stopping at any step and resuming equals never having stopped: bitwise on the CPU in float32
+with the same number of threads. Steps beyond the unit, states that do not fit the configuration and
+clips that lack what the recipe's conditions need are refused with `ValueError`; a loss that is not
+finite raises `ArithmeticError`, changing nothing::
 
     state = new_state(config, recipe, load_tensors(parent))
     while state.step < unit.steps:
@@ -26,10 +27,11 @@ from torch import Tensor
 
 from paris_models import flow, noise
 from paris_models.checkpoint import load_tensors, save_tensors
+from paris_models.conditions import step_condition
 from paris_models.config import ExpertConfig, RecipeConfig, UnitConfig
 from paris_models.expert import expert_from, predict
 from paris_models.optim import Optimiser
-from paris_models.shards import ClipTable
+from paris_models.shards import Clips
 
 
 @dataclass(slots=True)
@@ -51,13 +53,14 @@ class TrainState:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step trains on: data, noise, times and text after dropout."""
+    """What one step trains on: data, noise, times, text after dropout, packed condition."""
 
     x0: Tensor
     x1: Tensor
     t: Tensor
     text_seq: Tensor
     text_pooled: Tensor
+    condition: Tensor | None = None
 
 
 def new_state(
@@ -85,23 +88,36 @@ def rate_multiplier(unit: UnitConfig, step: int) -> float:
     return warm * (unit.rate_end + (unit.rate_start - unit.rate_end) * cosine)
 
 
-def make_batch(clips: ClipTable, unit: UnitConfig, recipe: RecipeConfig, step: int) -> Batch:
-    """The batch of a step, a function of (unit.key, step, slot) and the clips in their order."""
-    slots = range(unit.batch)
-    rows = torch.from_numpy(noise.batch_rows(unit.key, len(clips), step, unit.batch))
-    x0 = clips.latents[rows]
+def make_batch(
+    clips: Clips,
+    unit: UnitConfig,
+    recipe: RecipeConfig,
+    step: int,
+    config: ExpertConfig | None = None,
+) -> Batch:
+    """The batch of a step, a function of (unit.key, step, slot) and the clips in their order.
+
+    The recipe's conditions are made where `config` is that of a conditioned expert.
+    """
+    table, rows = clips.of_step(unit.key, step, unit.batch)
+    slots = range(len(rows))
+    x0 = table.latents[rows]
     drawn = noise.normals_batch(unit.key, noise.NOISE, step, slots, x0[0].numel())
     times = noise.normals_batch(unit.key, noise.TIME, step, slots, 1)[:, 0]
-    shift = flow.shift_for(recipe.t_shift, *clips.shape[1:])
+    shift = flow.shift_for(recipe.t_shift, *table.shape[1:])
     t = flow.times_from_normals(torch.from_numpy(times.copy()), recipe.t_mean, recipe.t_std, shift)
-    seq, pooled = clips.text(rows)
-    drop_seq, drop_pooled = text_dropout(unit.key, recipe, step, unit.batch)
+    seq, pooled = table.text(rows)
+    drop_seq, drop_pooled = text_dropout(unit.key, recipe, step, len(rows))
+    known = None
+    if config is not None and config.conditioned and recipe.conditions:
+        known = step_condition(unit.key, recipe, step, table, rows, config.patch)
     return Batch(
         x0=x0,
         x1=torch.from_numpy(drawn).reshape(x0.shape),
         t=t,
-        text_seq=torch.where(drop_seq[:, None, None], clips.null_seq, seq),
-        text_pooled=torch.where(drop_pooled[:, None], clips.null_pooled, pooled),
+        text_seq=torch.where(drop_seq[:, None, None], table.null_seq, seq),
+        text_pooled=torch.where(drop_pooled[:, None], table.null_pooled, pooled),
+        condition=known,
     )
 
 
@@ -118,7 +134,7 @@ def text_dropout(key: bytes, recipe: RecipeConfig, step: int, batch: int) -> tup
     return dropped[:, 0], dropped[:, 1]
 
 
-def train_step(state: TrainState, clips: ClipTable, unit: UnitConfig) -> float:
+def train_step(state: TrainState, clips: Clips, unit: UnitConfig) -> float:
     """Take one step and return its loss (mean squared error, float32).
 
     Sets torch's number of threads and its kernels to the unit's: the order of sums depends on them.
@@ -128,7 +144,7 @@ def train_step(state: TrainState, clips: ClipTable, unit: UnitConfig) -> float:
     if torch.get_num_threads() != unit.threads:
         torch.set_num_threads(unit.threads)
     deterministic(unit.kernels)
-    batch = make_batch(clips, unit, state.recipe, state.step)
+    batch = make_batch(clips, unit, state.recipe, state.step, state.config)
     loss = batch_loss(state, batch, unit.dtype)
     value = float(loss.detach())
     if not math.isfinite(value):
@@ -156,15 +172,27 @@ def deterministic(kernels: str) -> None:
 def batch_loss(state: TrainState, batch: Batch, dtype: str = "float32") -> Tensor:
     """The recipe's loss of a batch as a scalar that has a gradient."""
     recipe, device = state.recipe, state.device
-    x0, x1, t = batch.x0.to(device), batch.x1.to(device), batch.t.to(device)
+    x0, x1, t = (_there(part, device) for part in (batch.x0, batch.x1, batch.t))
     x = flow.interpolate(x0, x1, t, recipe.sigma_min)
+    known = None if batch.condition is None else _there(batch.condition, device)
     half = dtype == "bfloat16"
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
         output = predict(
-            state.model, state.config, x, t, batch.text_seq.to(device), batch.text_pooled.to(device)
-        )
+            state.model, state.config, x, t, _there(batch.text_seq, device),
+            _there(batch.text_pooled, device), known, time_path=recipe.time_path,
+        )  # fmt: skip
     wanted = flow.target(recipe.objective, x0, x1, recipe.sigma_min)
     return (output.float() - wanted).square().mean()
+
+
+def _there(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device; on a GPU through pinned memory, so that nobody waits for it.
+
+    A pageable copy would wait until the card has finished the step before.
+    """
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def weights(state: TrainState) -> dict[str, Tensor]:

@@ -7,12 +7,14 @@ state is kept, so a stopped run and an auditor draw the same numbers as one that
     key = unit_key("00" * 32)
     noise = normals(key, NOISE, step=7, slot=3, n=16)
     clip = row(key, step=7, slot=3, batch=32, n=1000)
+    number, visit = bucket(key, step=7, weights=[1000, 40])
 """
 
 from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -24,6 +26,10 @@ DROP: Final = 3
 ORDER: Final = 4
 SAMPLE: Final = 5
 HELD: Final = 6
+ROUNDING: Final = 7
+FACTORS: Final = 8
+BUCKET: Final = 9
+CONDITION: Final = 10
 
 _MASK: Final = (1 << 64) - 1
 _M0, _M1 = 0xD2E7470EE14C6C93, 0xCA5A826395121157
@@ -80,13 +86,32 @@ def normals(key: bytes, stream: int, step: int, slot: int, n: int) -> list[float
     return list(struct.unpack(f"<{n}f", struct.pack(f"<{n}f", *out[:n])))
 
 
-def permutation(key: bytes, n: int, epoch: int) -> list[int]:
-    """The order of `n` clips in an epoch: 0…n−1 stably sorted by word i of (ORDER, epoch, 0)."""
-    keys = words(key, ORDER, epoch, 0, n)
+def permutation(key: bytes, n: int, epoch: int, bucket: int = 0) -> list[int]:
+    """The order of `n` clips in an epoch: 0…n−1 stably sorted by word i of (ORDER, epoch, bucket).
+
+    The bucket stands where other streams have their slot.
+    """
+    keys = words(key, ORDER, epoch, bucket, n)
     return sorted(range(n), key=keys.__getitem__)
 
 
-def row(key: bytes, step: int, slot: int, batch: int, n: int) -> int:
+def row(key: bytes, step: int, slot: int, batch: int, n: int, bucket: int = 0) -> int:
     """The clip that `slot` of `step` trains on, out of `n`; each epoch is a new permutation."""
     epoch, place = divmod(step * batch + slot, n)
-    return permutation(key, n, epoch)[place]
+    return permutation(key, n, epoch, bucket)[place]
+
+
+def pick(word: int, weights: Sequence[int]) -> int:
+    """Which of the weighted things a word names: ⌊word · Σ weights / 2⁶⁴⌋ lies in its span."""
+    left = word * sum(weights) >> 64
+    for place, weight in enumerate(weights):
+        left -= weight
+        if left < 0:
+            return place
+    raise ValueError("a word has 64 bits and weights are positive")
+
+
+def bucket(key: bytes, step: int, weights: Sequence[int]) -> tuple[int, int]:
+    """The place of the bucket that `step` trains on, and how many steps before it had the same."""
+    chosen = [pick(word, weights) for word in words(key, BUCKET, 0, 0, step + 1)]
+    return chosen[step], chosen[:step].count(chosen[step])

@@ -8,8 +8,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from torch import Tensor
 
-from paris_models.config import LADDER, ExpertConfig, RecipeConfig, RouterConfig, UnitConfig
+from paris_models import flow
+from paris_models.config import (
+    LADDER,
+    ExpertConfig,
+    RecipeConfig,
+    RouterConfig,
+    SamplerConfig,
+    UnitConfig,
+)
+from paris_models.ensemble import Ensemble
+from paris_models.evaluate import held_out_losses
 from paris_models.expert import (
     build_expert,
     expert_from,
@@ -126,3 +137,87 @@ def test_the_default_recipe_is_the_papers() -> None:
     assert (paper.objective, paper.optimiser, paper.eps) == ("velocity", "adamw", 1e-15)
     assert (paper.beta1, paper.beta2, paper.weight_decay) == (0.9, 0.999, 0)
     assert isinstance(LADDER["paper"], ExpertConfig)
+
+
+# ---------------------------------------------------------------- times near noise
+
+
+def embedded_times(path: str, *, autocast: bool, times: Tensor) -> Tensor:
+    """What the time embedding's first Linear reads in bfloat16, (n, 256)."""
+    model = build_expert(EXPERT, seed=0)
+    half = model if autocast else model.to(torch.bfloat16)
+    seen: list[Tensor] = []
+    hook = half.time_text_embed.timestep_embedder.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].to(torch.bfloat16))
+    )
+    kind = torch.float32 if autocast else torch.bfloat16
+    n = len(times)
+    x, seq, pooled = torch.zeros(n, 8, 2, 2, 2), torch.zeros(n, 3, 12), torch.zeros(n, 10)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        predict(half, EXPERT, x.to(kind), times, seq.to(kind), pooled.to(kind), time_path=path)
+    hook.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "bfloat16-weights"])
+def test_sampling_times_of_long_large_clips_stay_apart_in_bfloat16(autocast: bool) -> None:
+    """50 Euler steps at 1024² and 129 frames: latents 33 × 128 × 128 (science §5.3)."""
+    times = flow.sampling_times(50, flow.size_shift(33, 128, 128))[:-1]
+    apart = {
+        path: len(embedded_times(path, autocast=autocast, times=times).unique(dim=0))
+        for path in ("hidden", "float32")
+    }
+    assert apart == {"hidden": 39, "float32": 50}
+
+
+def test_small_shifts_lose_nothing_in_either_path() -> None:
+    for frames in (9, 33):  # 33 and 129 frames at 256²
+        times = flow.sampling_times(50, flow.size_shift(frames, 32, 32))[:-1]
+        assert len(embedded_times("hidden", autocast=True, times=times).unique(dim=0)) == 50
+
+
+def test_in_float32_both_time_paths_are_the_same_bits() -> None:
+    table, model = clips(), build_expert(EXPERT, seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    seq, pooled = table.text(torch.arange(10))
+    t = torch.linspace(0.001, 0.9999, 10)
+    outs = []
+    for path in ("hidden", "float32", "hidden"):
+        out = predict(model, EXPERT, table.latents, t, seq, pooled, time_path=path)
+        out.square().sum().backward()
+        outs.append((out, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+        model.zero_grad()
+    for out, gradients in outs[1:]:
+        assert torch.equal(out, outs[0][0])
+        assert all(torch.equal(a, b) for a, b in zip(gradients, outs[0][1], strict=True))
+
+
+def test_the_exact_times_leave_no_trace_on_the_model() -> None:
+    model, table = build_expert(EXPERT, seed=0), clips(2)
+    seq, pooled = table.text(torch.arange(2))
+    predict(model, EXPERT, table.latents, torch.ones(2), seq, pooled, time_path="float32")
+    with pytest.raises(RuntimeError):
+        predict(
+            model, EXPERT, table.latents, torch.ones(2), seq, pooled[:, 1:], time_path="float32"
+        )
+    assert not model.time_text_embed._forward_pre_hooks
+
+
+def test_measuring_and_sampling_take_the_recipes_time_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def spy(model: object, config: object, x: Tensor, *rest: Tensor, time_path: str) -> Tensor:
+        seen.append(time_path)
+        return torch.zeros_like(x)
+
+    for name in ("evaluate", "ensemble"):
+        monkeypatch.setattr(f"paris_models.{name}.predict", spy)
+    recipe, table = RecipeConfig(time_path="float32"), clips(2)
+    weights = dict(build_expert(EXPERT, seed=0).state_dict())
+    held_out_losses(weights, EXPERT, recipe, table, KEY)
+    seq, pooled = table.text(torch.arange(2))
+    ensemble = Ensemble([object()], None, EXPERT, recipe, table.null_seq, table.null_pooled)
+    ensemble.sample(seq, pooled, table.shape, KEY, SamplerConfig(steps=1, guidance=2.0))
+    assert seen == ["float32"] * 3

@@ -11,8 +11,11 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLWan
 from torch import Tensor
 
+from paris_models.conditions import step_condition
+from paris_models.config import RecipeConfig
 from paris_models.encoders import HunyuanVAE, VideoVAE, WanVAE
 from paris_models.latents import first_frame_condition
+from paris_models.shards import ClipTable
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +82,48 @@ def test_the_condition_cannot_see_the_future(kind: str, request: pytest.FixtureR
     first, later = one[:, :4], one[:, 4:]
     assert (first[..., :4] == 1).all() and first[..., 4:].abs().max() > 0
     assert later.abs().max() == 0
+
+
+def cached(vae: VideoVAE, clip: Tensor, *, alone: bool) -> ClipTable:
+    """A shard's table of one clip; its ends encoded alone, or cut out of the clip's latents."""
+    latents = vae.encode(clip)
+    first, last = latents[:, :, :1], latents[:, :, -1:]
+    if alone:
+        first, last = vae.encode_first(clip), vae.encode(clip[:, :, -1:])
+    text = torch.zeros(1, 2, 3), torch.zeros(1, 3)
+    return ClipTable(
+        latents, torch.zeros(1, dtype=torch.int64), *text, text[0][0], text[1][0], first, last
+    )
+
+
+def training_condition(vae: VideoVAE, kind: str, clip: Tensor, *, alone: bool = True) -> Tensor:
+    recipe = RecipeConfig(conditions=((kind, 1),))
+    table = cached(vae, clip, alone=alone)
+    tokens = step_condition(bytes(16), recipe, 0, table, torch.zeros(1, dtype=torch.int64), 2)
+    assert tokens is not None
+    return tokens
+
+
+@pytest.mark.parametrize("kind", ["hunyuan", "wan"])
+def test_what_training_gives_of_the_first_frame_knows_no_other(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    vae: VideoVAE = request.getfixturevalue(kind)
+    one, two = two_clips()
+    head = [training_condition(vae, "i2v_head", clip) for clip in (one, two)]
+    assert torch.equal(*head)
+    assert torch.equal(head[0], first_frame_condition(vae.encode_first(one), 3, 2))
+    cut = [training_condition(vae, "i2v_head", clip, alone=False) for clip in (one, two)]
+    assert torch.equal(*cut) == (kind == "wan")  # a slice of HunyuanVideo's latents would leak
+
+
+@pytest.mark.parametrize("kind", ["hunyuan", "wan"])
+def test_what_training_gives_of_the_last_frame_knows_no_other(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    vae: VideoVAE = request.getfixturevalue(kind)
+    one, two = (clip.flip(2) for clip in two_clips())  # they share their last frame alone
+    assert torch.equal(*(training_condition(vae, "i2v_tail", clip) for clip in (one, two)))
+    assert not torch.equal(
+        *(training_condition(vae, "i2v_tail", clip, alone=False) for clip in (one, two))
+    )

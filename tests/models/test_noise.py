@@ -43,6 +43,35 @@ def test_rows_are_the_vectors(case: dict) -> None:
     assert rows.tolist() == case["rows"]
 
 
+@pytest.mark.parametrize("case", VECTORS["picks"])
+def test_picks_are_the_vectors(case: dict) -> None:
+    word = np.array([int(case["word"], 16)], np.uint64)
+    assert noise.picks(word, case["weights"]).tolist() == [case["pick"]]
+
+
+@pytest.mark.parametrize("case", VECTORS["buckets"])
+def test_buckets_are_the_vectors(case: dict) -> None:
+    found = noise.bucket_of(bytes.fromhex(case["key"]), case["step"], case["weights"])
+    assert list(found) == case["bucket"]
+
+
+@pytest.mark.parametrize("case", VECTORS["bucket_rows"])
+def test_rows_of_a_bucket_are_the_vectors(case: dict) -> None:
+    key, n = bytes.fromhex(case["key"]), case["n"]
+    rows = noise.batch_rows(key, n, case["visit"], case["batch"], case["bucket"])
+    assert rows.tolist() == case["rows"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    words=st.lists(st.integers(0, 2**64 - 1), max_size=5),
+    weights=st.lists(st.integers(1, 2**50), min_size=1, max_size=6),
+)
+def test_picks_are_the_reference_everywhere(words: list[int], weights: list[int]) -> None:
+    found = noise.picks(np.array(words, np.uint64), weights)
+    assert found.tolist() == [streams.pick(word, weights) for word in words]
+
+
 @settings(max_examples=40, deadline=None)
 @given(key=st.binary(min_size=16, max_size=16), step=U64, slot=U64, n=st.integers(1, 21))
 def test_they_are_the_reference_everywhere(key: bytes, step: int, slot: int, n: int) -> None:
@@ -80,3 +109,13 @@ def test_bad_arguments_are_refused() -> None:
         noise.normals(b"short", 1, 0, 0, 4)
     with pytest.raises(ValueError, match="no clips"):
         noise.batch_rows(b"k" * 16, 0, 0, 4)
+    for weights in ([], [3, 0], [-1], [1, 1 << 63]):
+        with pytest.raises(ValueError, match="whole numbers"):
+            noise.picks(np.zeros(1, np.uint64), weights)
+
+
+def test_every_stream_has_its_number_in_both_places() -> None:
+    names = ["NOISE", "TIME", "DROP", "ORDER", "SAMPLE", "HELD", "ROUNDING", "FACTORS", "BUCKET"]
+    names.append("CONDITION")
+    assert [getattr(noise, name) for name in names] == list(range(1, 11))
+    assert [getattr(streams, name) for name in names] == list(range(1, 11))

@@ -13,13 +13,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paris_models import lean
 from paris_models.checkpoint import raw_items, save_tensors
 from paris_models.config import RecipeConfig
 from paris_models.expert import build_expert
 from paris_models.optim import orthogonalise
+from paris_models.plans import PLANS
 from paris_models.shards import write_shard
 from paris_models.train import (
     TrainState,
+    batch_loss,
     load_state,
     load_state_tensors,
     make_batch,
@@ -31,9 +34,11 @@ from paris_models.train import (
     train_step,
     weights,
 )
+from paris_protocol import streams
 from tiny_models import EXPERT, KEY, PAPER, RECIPE, UNIT, clips
 
 WEIGHTS = dict(build_expert(EXPERT, seed=5).state_dict())
+SAYING = {name: w + 0.05 for name, w in WEIGHTS.items()}
 TABLE = clips()
 
 
@@ -146,6 +151,71 @@ def test_text_dropout_follows_the_objectives_law() -> None:
     assert float((seq & pooled).float().mean()) == pytest.approx(0.1, abs=0.01)
 
 
+@pytest.mark.parametrize("objective", ["velocity", "x0"])
+def test_dropped_slots_are_the_streams_one_by_one(objective: str) -> None:
+    """Open-Sora drops T5 and CLIP independently with .31622777 each, both with .1."""
+    recipe, n = replace(PAPER, objective=objective, null_text=0.1), 3000
+    seq, pooled = text_dropout(KEY, recipe, 7, n)
+    drawn = [streams.uniforms(KEY, streams.DROP, 7, slot, 2) for slot in range(n)]
+    if objective == "velocity":
+        assert seq.tolist() == [a < 0.31622776601683794 for a, _ in drawn]
+        assert pooled.tolist() == [b < 0.31622776601683794 for _, b in drawn]
+        expected = {"seq": 0.31622777, "pooled": 0.31622777, "both": 0.1}
+    else:
+        assert seq.tolist() == pooled.tolist() == [a < 0.1 for a, _ in drawn]
+        expected = {"seq": 0.1, "pooled": 0.1, "both": 0.1}
+    counts = {"seq": int(seq.sum()), "pooled": int(pooled.sum()), "both": int((seq & pooled).sum())}
+    for name, share in expected.items():
+        assert abs(counts[name] - n * share) < 4 * math.sqrt(n * share * (1 - share)), name
+
+
+def test_times_are_the_shifted_logit_normal_of_the_stream() -> None:
+    """t = sigmoid(n), then a t / (1 + (a − 1) t) with a of the latents' size; its moments."""
+    recipe, unit = replace(PAPER, t_shift=0.0), replace(UNIT, batch=4000)
+    shift = (1 + 2 * (2 * 2 / 4 - 256) / (4096 - 256)) * math.sqrt(2)  # latents 2 × 2 × 2
+    t = make_batch(TABLE, unit, recipe, 1).t
+    for slot in (0, 7, 3999):
+        s = 1 / (1 + math.exp(-streams.normals(KEY, streams.TIME, 1, slot, 1)[0]))
+        assert float(t[slot]) == pytest.approx(shift * s / (1 + (shift - 1) * s), rel=1e-5)
+    quantiles = torch.special.ndtri((torch.arange(100_000).double() + 0.5) / 100_000)
+    law = torch.sigmoid(quantiles)
+    law = shift * law / (1 + (shift - 1) * law)
+    assert float(t.mean()) == pytest.approx(float(law.mean()), abs=4 * float(law.std()) / 63)
+    assert float(t.std()) == pytest.approx(float(law.std()), rel=0.05)
+    assert float(t.median()) == pytest.approx(shift / (1 + shift), abs=0.02)
+
+
+def test_the_loss_is_the_mean_squared_distance_to_the_papers_velocity() -> None:
+    """An expert that says nothing is off by the target itself: mean ((1 − σ) x1 − x0)²."""
+    state = new_state(EXPERT, replace(PAPER, sigma_min=0.25), WEIGHTS)
+    batch = make_batch(TABLE, UNIT, state.recipe, 0)
+    wanted = ((1 - 0.25) * batch.x1.double() - batch.x0.double()).square().mean()
+    for dtype in ("float32", "bfloat16"):
+        loss = batch_loss(state, batch, dtype)
+        assert loss.dtype == torch.float32 and loss.shape == ()
+        assert float(loss.detach()) == pytest.approx(float(wanted), rel=1e-6)
+    noise = [streams.normals(KEY, streams.NOISE, 0, slot, 64) for slot in range(UNIT.batch)]
+    torch.testing.assert_close(batch.x1.reshape(4, 64), torch.tensor(noise), rtol=1e-6, atol=0)
+
+
+def test_the_network_reads_the_path_at_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """x_t = (1 − t) x0 + (1 − (1 − σ)(1 − t)) x1, and the very t."""
+    seen = {}
+
+    def spy(model, config, x, t, *rest, **more):
+        seen.update(x=x, t=t)
+        return torch.zeros_like(x, requires_grad=True)
+
+    monkeypatch.setattr("paris_models.train.predict", spy)
+    state = new_state(EXPERT, PAPER, WEIGHTS)
+    batch = make_batch(TABLE, UNIT, PAPER, 0)
+    batch_loss(state, batch)
+    t, s = batch.t.double().reshape(-1, 1, 1, 1, 1), 1e-5
+    wanted = (1 - t) * batch.x0.double() + (1 - (1 - s) * (1 - t)) * batch.x1.double()
+    torch.testing.assert_close(seen["x"].double(), wanted, rtol=1e-6, atol=1e-6)
+    assert torch.equal(seen["t"], batch.t)
+
+
 def test_dropped_text_is_the_null_text() -> None:
     recipe = replace(RECIPE, null_text=0.5)
     unit = replace(UNIT, batch=64)
@@ -193,3 +263,17 @@ def test_bfloat16_trains_with_float32_masters() -> None:
     loss = train_step(state, TABLE, replace(UNIT, dtype="bfloat16"))
     assert math.isfinite(loss)
     assert {t.dtype for n, t in state_tensors(state).items() if n != "step"} == {torch.float32}
+
+
+@pytest.mark.parametrize("plan", ["float32", "adafactor"])
+def test_exact_times_reach_training_in_bfloat16_and_change_no_bit_in_float32(plan: str) -> None:
+    def bits(path: str, dtype: str) -> str:
+        recipe, unit = replace(PAPER, time_path=path), replace(UNIT, dtype=dtype)
+        state = lean.new_state(PLANS[plan], EXPERT, recipe, SAYING, key=KEY)
+        for _ in range(2):
+            lean.train_step(state, TABLE, unit)
+        return "".join(f"{t.float().sum():.9e} " for t in lean.weights(state).values())
+
+    assert bits("hidden", "bfloat16") != bits("float32", "bfloat16")
+    if plan == "float32":
+        assert bits("hidden", "float32") == bits("float32", "float32")

@@ -71,8 +71,8 @@ def test_streams_are_apart() -> None:
     seen = {
         tuple(streams.words(key, stream, step, slot, 2))
         for key in (KEY, streams.unit_key("00" * 32))
-        for stream in range(1, 7)
+        for stream in range(1, 11)
         for step in range(3)
         for slot in range(3)
     }
-    assert len(seen) == 2 * 6 * 3 * 3
+    assert len(seen) == 2 * 10 * 3 * 3
