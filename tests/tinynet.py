@@ -209,7 +209,7 @@ class TinyNet:
 
     def assignment(self, expert: int, unit: int, **changes: Any) -> Assignment:
         made = Assignment(
-            kind="train", plan="test", node=NODES[unit].id, expert=expert, round=self.head.round,
+            kind="train", plan="float32", node=NODES[unit].id, expert=expert, round=self.head.round,
             unit=unit, parent=self.head,
             shards=(self.genesis.record.clusters[expert].shards[unit % 2],),
             seed=hexed(f"seed {expert} {unit}"), steps=STEPS, batch=BATCH,

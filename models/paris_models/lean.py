@@ -11,6 +11,7 @@ that is interrupted the state is torn, and everything but `load_state_tensors` r
     while state.step < unit.steps:
         loss = train_step(state, clips, unit)
     save_tensors(state_tensors(state), path)
+    update = update_of(plan, parent, state_tensors(state), "dense-bf16")
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from paris_models import train
+from paris_models import train, updates
 from paris_models.adapters import adapt
+from paris_models.codecs import Codec, Lazy, left_out
+from paris_models.codecs_layout import is_topk
 from paris_models.config import ExpertConfig, RecipeConfig, UnitConfig
 from paris_models.expert import expert_from
 from paris_models.lean_optim import LeanOptimiser
 from paris_models.plans import Plan, most_swap, swapped_blocks
-from paris_models.shards import ClipTable
+from paris_models.shards import Clips
 from paris_models.swap import BlockSwap
 from paris_models.train import TrainState, batch_loss, deterministic, make_batch, rate_multiplier
 
@@ -95,7 +98,7 @@ def new_state(
     return LeanState(plan, config, recipe, model, trained, optimiser, swap, where)
 
 
-def train_step(state: State, clips: ClipTable, unit: UnitConfig) -> float:
+def train_step(state: State, clips: Clips, unit: UnitConfig) -> float:
     """Take one step and return its loss (mean squared error, float32)."""
     if isinstance(state, TrainState):
         return train.train_step(state, clips, unit)
@@ -107,7 +110,7 @@ def train_step(state: State, clips: ClipTable, unit: UnitConfig) -> float:
     if torch.get_num_threads() != unit.threads:
         torch.set_num_threads(unit.threads)
     deterministic(unit.kernels)
-    batch = make_batch(clips, unit, state.recipe, state.step)
+    batch = make_batch(clips, unit, state.recipe, state.step, state.config)
     if state.swap is not None:
         state.swap.backward = False
     # The loss reads model, recipe, config and device alone, which both kinds of state have.
@@ -163,6 +166,87 @@ def load_state_tensors(state: State, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
     state.step, state.whole = int(tensors["step"]), True
+
+
+def start_of(parent: Mapping[str, Tensor], residual: Mapping[str, Tensor]) -> Lazy[Tensor]:
+    """What a unit begins with that makes up for an earlier update's residual: parent + residual.
+
+    Raises `ValueError` where the two have other names or shapes.
+    """
+    if parent.keys() != residual.keys() or any(
+        parent[n].shape != residual[n].shape for n in parent
+    ):
+        raise ValueError("the residual is not one of this expert")
+    return Lazy(parent, lambda name: parent[name].float() + residual[name].float())
+
+
+def update_of(
+    plan: Plan,
+    parent: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    codec: Codec,
+    residual: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The update that a unit's last state makes of its float32 parent, as it crosses the network.
+
+    With a `residual` the unit began with parent + residual, so that its result holds both. A plan
+    in bfloat16 began with that rounded: the rounding is not what training changed, and what a Kahan
+    residual holds is. Of adapters it is their factors.
+    """
+    if plan.rank:
+        return updates.make_update(parent, _trained(tensors), codec)
+    begin, end = _ends(plan, parent, tensors, residual)
+    return updates.make_update(begin, end, codec)
+
+
+def rest_of(
+    plan: Plan,
+    parent: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    wire: Mapping[str, Tensor],
+    codec: Codec,
+    residual: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor] | None:
+    """What the update of `update_of` left out, for the next unit to begin with.
+
+    Float32 by the names of the expert's tensors; None for codecs that leave nothing out.
+    """
+    if plan.rank or not is_topk(codec):
+        return None
+    begin, end = _ends(plan, parent, tensors, residual)
+    shapes = {name: tuple(tensor.shape) for name, tensor in parent.items()}
+    changed = Lazy(begin, lambda name: end[name].float() - begin[name].float())
+    return left_out(changed, wire, codec, shapes)
+
+
+def _trained(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = "weights."
+    return {n.removeprefix(prefix): t.cpu() for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _ends(
+    plan: Plan,
+    parent: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    residual: Mapping[str, Tensor] | None,
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """What an update is the difference of: made a tensor at a time."""
+    result = _trained(tensors)
+    if plan.optimiser == "recipe":
+        return parent, result
+
+    def begin(name: str) -> Tensor:
+        if residual is None:
+            return parent[name].to(torch.bfloat16).float()
+        exact = parent[name].float() + residual[name].float()
+        return exact.to(torch.bfloat16).float() - residual[name].float()
+
+    def end(name: str) -> Tensor:
+        exact = result[name].float()
+        kahan = plan.rounding == "kahan"
+        return exact + tensors[f"optimiser.residual.{name}"].cpu() if kahan else exact
+
+    return Lazy(parent, begin), Lazy(result, end)
 
 
 def _apply(state: LeanState, loss: Tensor, unit: UnitConfig) -> None:

@@ -23,8 +23,10 @@ from paris_models import noise
 from paris_models.checkpoint import raw_items
 from paris_models.config import ExpertConfig, RecipeConfig, UnitConfig
 from paris_models.expert import parameter_shapes
+from paris_models.lean import new_state, state_tensors, train_step
+from paris_models.plans import PLANS, Plan
 from paris_models.shards import ClipTable
-from paris_models.train import deterministic, new_state, state_tensors, train_step
+from paris_models.train import deterministic
 
 __all__ = ["deterministic", "numeric_class"]
 
@@ -44,11 +46,12 @@ def numeric_class(
     threads: int,
     kernels: str,
     device: str = "cpu",
+    plan: Plan = PLANS["float32"],
 ) -> str:
     """64 hex digits that name the bits which training gives on this machine and build.
 
-    Leaves torch's number of threads and its kernels as they were. `ValueError` for a unit that
-    cannot be (`UnitConfig`).
+    Leaves torch's number of threads and its kernels as they were. Swapping blocks changes no bit,
+    and so no class. `ValueError` for a unit that cannot be (`UnitConfig`).
     """
     unit = UnitConfig(
         key=KEY, steps=STEPS, batch=batch, threads=threads,
@@ -57,7 +60,7 @@ def numeric_class(
     )  # fmt: skip
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
-        bits = _trained(_shallow(config), recipe, unit, device)
+        bits = _trained(replace(plan, swap=0), _shallow(config), recipe, unit, device)
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
@@ -70,6 +73,8 @@ def numeric_class(
         "kernels": kernels,
         "batch": batch,
     }
+    if plan.optimiser != "recipe":
+        facts["plan"] = plan.name
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -82,14 +87,16 @@ def _shallow(config: ExpertConfig) -> ExpertConfig:
     )
 
 
-def _trained(config: ExpertConfig, recipe: RecipeConfig, unit: UnitConfig, device: str) -> str:
+def _trained(
+    plan: Plan, config: ExpertConfig, recipe: RecipeConfig, unit: UnitConfig, device: str
+) -> str:
     """SHA-256 of the whole training state after the unit's steps."""
     weights = {
-        name: 0.1 * _drawn(1, slot, shape)
+        name: 0.1 * drawn(1, slot, shape)
         for slot, (name, shape) in enumerate(parameter_shapes(config).items())
     }
-    state = new_state(config, recipe, weights, device=device)
-    clips = _clips(config, unit.batch)
+    state = new_state(plan, config, recipe, weights, key=unit.key, device=device)
+    clips = toy_clips(config, unit.batch)
     while state.step < unit.steps:
         train_step(state, clips, unit)
     found = hashlib.sha256()
@@ -98,23 +105,25 @@ def _trained(config: ExpertConfig, recipe: RecipeConfig, unit: UnitConfig, devic
     return found.hexdigest()
 
 
-def _clips(config: ExpertConfig, n: int) -> ClipTable:
+def toy_clips(config: ExpertConfig, n: int) -> ClipTable:
     """`n` clips of standard normal latents and text."""
     side = SIDE * config.patch
-    text = _drawn(2, 0, (2, WORDS, config.text_dim))
-    pooled = _drawn(2, 1, (2, config.pooled_dim))
+    text = drawn(2, 0, (2, WORDS, config.text_dim))
+    pooled = drawn(2, 1, (2, config.pooled_dim))
     return ClipTable(
-        latents=_drawn(2, 2, (n, config.latent_channels, FRAMES, side, side)),
+        latents=drawn(2, 2, (n, config.latent_channels, FRAMES, side, side)),
         caption=torch.zeros(n, dtype=torch.int64),
         text_seq=text[:1],
         text_pooled=pooled[:1],
         null_seq=text[1],
         null_pooled=pooled[1],
+        first=drawn(2, 3, (n, config.latent_channels, 1, side, side)),
+        last=drawn(2, 4, (n, config.latent_channels, 1, side, side)),
     )
 
 
-def _drawn(step: int, slot: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard normals of the self-test's own stream."""
+def drawn(step: int, slot: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normals of this file's own stream."""
     count = int(torch.Size(shape).numel())
     drawn = noise.normals(KEY, noise.NOISE, step, slot, count)
     return torch.from_numpy(drawn.copy()).reshape(shape)

@@ -24,17 +24,14 @@ from typing import Final
 from torch import Tensor
 
 from paris_models.config import ExpertConfig, RecipeConfig, UnitConfig
-from paris_models.shards import ClipTable
-from paris_models.train import (
-    TrainState,
-    load_state_tensors,
-    new_state,
-    state_tensors,
-    train_step,
-)
+from paris_models.lean import State as Training
+from paris_models.lean import load_state_tensors, new_state, state_tensors, train_step
+from paris_models.plans import PLANS, Plan
+from paris_models.shards import Clips
 
 FAR: Final = 1e9
 """Stands for a distance that has no number: another state than the committed one, NaN."""
+OWN: Final = PLANS["float32"]
 SMALL: Final = 0.1
 """A tensor that moves less than this part of the whole's RMS is compared with that part."""
 
@@ -70,9 +67,13 @@ class Apart:
     count: int
 
 
-def model_class(config: ExpertConfig, recipe: RecipeConfig) -> str:
-    """The name under which tolerances of this model are calibrated, such as flux-319392-muon-x0."""
-    return f"flux-{config.parameters}-{recipe.optimiser}-{recipe.objective}"
+def model_class(config: ExpertConfig, recipe: RecipeConfig, plan: Plan = OWN) -> str:
+    """The name under which tolerances of this model are calibrated.
+
+    Such as flux-319392-muon-x0; under another plan than the network's own flux-319392-adafactor.
+    """
+    own = f"{recipe.optimiser}-{recipe.objective}"
+    return f"flux-{config.parameters}-{own if plan.optimiser == 'recipe' else plan.name}"
 
 
 def committed_steps(unit: UnitConfig) -> tuple[int, ...]:
@@ -80,9 +81,7 @@ def committed_steps(unit: UnitConfig) -> tuple[int, ...]:
     return (*range(0, unit.steps, unit.commit_every or unit.steps), unit.steps)
 
 
-def replay(
-    state: TrainState, clips: ClipTable, unit: UnitConfig, last: int, told: Told = None
-) -> None:
+def replay(state: Training, clips: Clips, unit: UnitConfig, last: int, told: Told = None) -> None:
     """Take the unit's steps from `state.step` up to step `last`, in place.
 
     Raises what `train_step` raises: `ArithmeticError` for a loss that is not finite.
@@ -97,14 +96,15 @@ def train_whole(
     config: ExpertConfig,
     recipe: RecipeConfig,
     unit: UnitConfig,
-    clips: ClipTable,
+    clips: Clips,
     parent: State,
     root_of: RootOf,
     *,
     device: str = "cpu",
-) -> tuple[TrainState, list[str]]:
+    plan: Plan = OWN,
+) -> tuple[Training, list[str]]:
     """The unit from its parent to its end, and the roots of all its committed states."""
-    state = new_state(config, recipe, parent, device=device)
+    state = new_state(plan, config, recipe, parent, key=unit.key, device=device)
     roots = [root_of(state_tensors(state))]
     for step in committed_steps(unit)[1:]:
         replay(state, clips, unit, step)
@@ -116,7 +116,7 @@ def audit_segments(
     config: ExpertConfig,
     recipe: RecipeConfig,
     unit: UnitConfig,
-    clips: ClipTable,
+    clips: Clips,
     parent: State,
     roots: Sequence[str],
     opened: Mapping[int, State],
@@ -127,6 +127,7 @@ def audit_segments(
     root_of: RootOf,
     device: str = "cpu",
     told: Told = None,
+    plan: Plan = OWN,
 ) -> list[SegmentFound]:
     """Replay the segments of a unit against its committed `roots`; one finding each, in order.
 
@@ -148,7 +149,7 @@ def audit_segments(
             raise ValueError(f"the states of segment {index} were not opened")
         rho = tensor = FAR
         if all(_is_committed(opened[i], steps[i], roots[i], root_of) for i in needed):
-            state = new_state(config, recipe, parent, device=device)
+            state = new_state(plan, config, recipe, parent, key=unit.key, device=device)
             begin = opened.get(index) or _copy(state_tensors(state))
             rho, tensor = _distance(
                 state, begin, opened.get(index + 1), clips, unit, steps[index + 1],
@@ -171,10 +172,10 @@ def _is_committed(state: State, step: int, root: str, root_of: RootOf) -> bool:
 
 
 def _distance(
-    state: TrainState,
+    state: Training,
     begin: State,
     claim: State | None,
-    clips: ClipTable,
+    clips: Clips,
     unit: UnitConfig,
     last: int,
     root: str,

@@ -73,7 +73,8 @@ async def _audited(
     check_audited(assignment, lease.record)
     check_contribution(lease, commitment, result)
     for one in task.states:
-        if commitment.record.states[one.index] != one.file.root:
+        roots = (*commitment.record.states, lease.record.residual)
+        if roots[one.index] != one.file.root:
             raise ParisError("structure.lineage", f"opened state {one.index} was not committed")
     return commitment, result
 

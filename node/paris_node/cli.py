@@ -57,6 +57,9 @@ def join(
     name: Annotated[str | None, typer.Option(help="Shown on the coordinator's pages.")] = None,
     no_swarm: NoSwarm = False,
     until_finished: UntilFinished = False,
+    plan: Annotated[
+        str | None, typer.Option(help="Training plan (docs/plans.md) [the best that fits].")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A field of node.toml.")
     ] = None,
@@ -73,7 +76,7 @@ def join(
     folder = _folder(state)
     if not dry_run and (owner := owner_of(folder)) is not None:
         raise ParisError("state.in-use", f"process {owner}")
-    changes = parse_changes(set_ or [])
+    changes = parse_changes([*(set_ or []), *([] if plan is None else [f"plan={plan}"])])
     if name is not None:
         changes["name"] = name
     if no_swarm:
@@ -81,15 +84,15 @@ def join(
     found = asyncio.run(enrol.find(network, None if yes else _confirm_id))
     enrol.check_folder(folder, found.genesis.id)
     settings = enrol.settings_for(folder, changes)
-    plan = enrol.plan_of(found, settings, folder, RealMachine())
+    would = enrol.plan_of(found, settings, folder, RealMachine())
     if as_json:
-        print(json.dumps(plan, indent=2))
+        print(json.dumps(would, indent=2))
     else:
-        print("\n".join(enrol.plan_lines(plan)), flush=True)
+        print("\n".join(enrol.plan_lines(would)), flush=True)
     if dry_run:
         return
-    if not plan["fits"]:
-        raise ParisError("machine.too-small", "see the plan above")
+    if not would["fits"]:
+        raise ParisError("machine.too-small", would["short"] or "see the plan above")
     if not yes and not _confirm("Continue?", default=True):
         print("Nothing was changed.")
         raise typer.Exit(USAGE)

@@ -22,6 +22,7 @@ from paris_node.fit import (
     Links,
     Need,
     Report,
+    codecs_of,
     facts_json,
     facts_of,
     ladder,
@@ -91,12 +92,12 @@ def _sizes(folder: Path, network: str | None, every: bool) -> tuple[Sizes, dict[
 
         found = asyncio.run(enrol.find(network))
         record, plan = found.genesis.record, found.policy.plan
-        update = 2.0 if found.policy.update_codec == "dense-bf16" else 4.0
-        work = work_of_network(record, plan.steps, plan.units, update)
+        policy, every_k = found.policy, found.policy.commit_every
+        work = work_of_network(record, plan.steps, plan.units, codecs_of(policy), every_k)
         return {record.name: work}, {record.name: need_of_network(record)}
     if (folder / "genesis.json").exists() and not every:
         record = open_genesis((folder / "genesis.json").read_bytes()).record
-        work = work_of_network(record, STEPS, 1, 4.0)
+        work = work_of_network(record, STEPS, 1, {"float32": "dense-f32"})
         return {record.name: work}, {record.name: need_of_network(record)}
     return ladder_work(), ladder()
 

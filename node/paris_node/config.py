@@ -1,7 +1,7 @@
 """`node.toml`: what the owner chose when joining, and the numbers that pace a node.
 
 The file is small, written once by `join` and meant to be edited. Refused with `state.corrupt`:
-unknown names and values of another type::
+unknown names, values of another type, training plans that there are not::
 
     network = "paris://train.example.org:443/3f…"
     name = "kitchen"
@@ -17,11 +17,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+from paris_models.plans import PLANS
 from paris_protocol.errors import ParisError
 from paris_protocol.invite import Invite, check_url, parse_network
 from paris_protocol.net.store import write_atomic
 
 FILE: Final = "node.toml"
+AUTO: Final = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Settings:
     """Multiaddresses for peers to connect to; empty means any interface, any port."""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
+    plan: str = AUTO
+    """Training plan: `auto` takes the best that fits, a name of docs/plans.md that one alone."""
     retry: float = 15.0
     retry_cap: float = 60.0
     beat: float = 120.0
@@ -89,6 +93,9 @@ def _checked(key: str, value: Any) -> Any:
         return float(value)
     if kind.startswith("tuple") and isinstance(value, list):
         return tuple(str(one) for one in value)
+    if key == "plan" and value not in (AUTO, *PLANS):
+        names = ", ".join((AUTO, *PLANS))
+        raise ParisError("state.corrupt", f"{FILE}: there is no plan {str(value)[:40]!r}: {names}")
     if type(value).__name__ != kind:
         raise ParisError("state.corrupt", f"{FILE}: {key} has the wrong type")
     return value

@@ -19,7 +19,7 @@ from paris_node.config import load_settings
 from paris_node.control import owner_of
 from paris_node.fit import need_of_network
 from paris_node.journal import Journal
-from paris_node.machine import Machine, torch_report
+from paris_node.machine import Machine, numerics_report, torch_report
 from paris_protocol.envelope import open_genesis
 from paris_protocol.errors import ParisError
 from paris_protocol.keys import load_key
@@ -46,6 +46,7 @@ class Check:
 def examine(folder: Path, machine: Machine) -> list[Check]:
     """All findings about this machine and, if it is enrolled, about the state folder."""
     checks = [_run("python", _python), _run("packages", _packages), _run("torch", _torch)]
+    checks.append(_run("numerics", lambda: _numerics(machine)))
     checks.append(_run("disk", lambda: _disk(folder, machine)))
     if not (folder / "genesis.json").exists():
         return [*checks, Check("state", True, "not enrolled yet; `paris-node join INVITE`")]
@@ -83,6 +84,16 @@ def _packages() -> str:
 def _torch() -> str:
     report = torch_report()
     return f"torch {report['torch']} on {report['name']}"
+
+
+def _numerics(machine: Machine) -> str:
+    device = machine.device("auto")
+    found = numerics_report(device.kind)
+    if wrong := [one for one in found if not one["passed"]]:
+        told = ", ".join(f"{one['case']}: {one['rho']:.2g} apart" for one in wrong)
+        raise ParisError("machine.numerics", told)
+    worst = max(one["rho"] for one in found)
+    return f"{len(found)} trainings on {device.name} within {worst:.1g} of what they must give"
 
 
 def _disk(folder: Path, machine: Machine) -> str:

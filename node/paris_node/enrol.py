@@ -2,7 +2,8 @@
 
 Before the owner has agreed, nothing is fetched but the signed genesis and policy, some kilobytes.
 Refused: a bare address without somebody to confirm the id (`network.bare-url`), a folder of another
-network (`state.other-network`), a machine that is too small (`machine.too-small`)::
+network (`state.other-network`), a machine that is too small (`machine.too-small`), a plan that the
+network does not take (`machine.plan`)::
 
     found = await find("paris://…", confirm=None)
     plan = plan_of(found, settings, folder, RealMachine())
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from paris_node.config import FILE, Settings, load_settings
+from paris_node.config import AUTO, FILE, Settings, load_settings
 from paris_node.fit import Need, need_of_network
-from paris_node.machine import Machine
+from paris_node.machine import Machine, look
+from paris_node.planning import chosen, offers_for
 from paris_protocol.envelope import Sealed, network_id, open_genesis, unseal
 from paris_protocol.errors import ParisError
 from paris_protocol.invite import Invite, check_url, make_invite, parse_network
@@ -87,11 +89,19 @@ def _number(path: Path) -> int:
 def plan_of(found: Found, settings: Settings, folder: Path, machine: Machine) -> dict[str, Any]:
     """What joining would do, from signed facts and estimates alone."""
     genesis = found.genesis.record
-    update = 2 if found.policy.update_codec == "dense-bf16" else 4
-    need: Need = need_of_network(genesis, found.policy.plan.units, update)
-    device = machine.device(settings.device)
-    memory = device.memory_mb
-    disk = machine.disk_mb(folder)
+    need: Need = need_of_network(genesis, found.policy.plan.units, found.policy.update_codec)
+    device, facts = look(machine, settings.device, folder)
+    memory, disk = device.memory_mb, facts.disk >> 20
+    needed, upload, fits = need.memory_mb, need.upload_mb, need.fits(memory, disk)
+    training, short = "float32", ""
+    if settings.plan != AUTO or found.policy.plans:
+        offers = offers_for(genesis, found.policy, facts, settings.plan)
+        try:
+            best = chosen(offers, settings.plan)[0]
+        except ParisError as error:
+            best, short = min(offers, key=lambda one: one.device), error.detail
+        training, fits = best.plan.name, not short
+        needed, upload = best.device >> 20, -(-best.need.upload >> 20)
     exposes = ["your address to the coordinator"]
     if settings.swarm:
         exposes.append("your address to other volunteers (not with --no-swarm)")
@@ -109,15 +119,17 @@ def plan_of(found: Found, settings: Settings, folder: Path, machine: Machine) ->
         "notes": list(genesis.notes),
         "experts": len(genesis.clusters),
         "parameters": need.parameters,
+        "plan": training,
+        "short": short,
         "device": device.name,
-        "memory_mb": {"needed": need.memory_mb, "free": memory},
+        "memory_mb": {"needed": needed, "free": memory},
         "disk_mb": {"needed": need.disk_mb, "free": disk},
         "states_mb": settings.states_mb,
         "download_mb": need.download_mb,
-        "upload_mb_per_unit": need.upload_mb,
+        "upload_mb_per_unit": upload,
         "exposes": exposes,
         "runs": "signed assignments only; no code of others is executed",
-        "fits": need.fits(memory, disk),
+        "fits": fits,
     }  # fmt: skip
 
 
@@ -134,6 +146,7 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         "what this would do (estimates)",
         f"  train    one of {plan['experts']} experts of {plan['parameters']:,} parameters"
         f" on {plan['device']}",
+        f"  plan     {plan['plan']}" + (f": {plan['short']}" if plan["short"] else ""),
         f"  memory   {memory['needed']:,} MB of {memory['free']:,} MB free, given back at a pause",
         f"  disk     {disk['needed']:,} MB of {disk['free']:,} MB free, in {plan['state']}",
         f"  states   up to {plan['states_mb']:,} MB more for training states that an audit may ask"

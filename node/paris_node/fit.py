@@ -18,8 +18,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 from paris_models.config import LADDER, ExpertConfig, RecipeConfig
 from paris_models.fitting import GIB, Facts, Offer, best, known, missed
-from paris_models.plans import Work
-from paris_protocol.records import Genesis
+from paris_models.plans import Work, update_bytes
+from paris_protocol.records import Genesis, Policy
 
 BASE_MB: Final = 700
 """What the trainer's process takes before any weights: interpreter, torch, diffusers."""
@@ -49,9 +49,9 @@ def need_of(
     *,
     tokens: int,
     shard_bytes: int = 0,
-    update_bytes: int = 4,
+    codec: str = "dense-f32",
 ) -> Need:
-    """The need of one unit: `tokens` of video and text, `shard_bytes` of clips in it.
+    """The need of one unit in float32: `tokens` of video and text, `shard_bytes` of clips in it.
 
     Memory: parent, weights and gradients in float32, the optimiser (two moments; Muon one), the
     activations of a batch without recomputation, the clips, and the process itself.
@@ -61,7 +61,7 @@ def need_of(
     blocks = expert.double_blocks + expert.single_blocks
     live = recipe.batch * tokens * expert.width * blocks * ACTIVATIONS
     memory = 4 * (p * (3 + moments) + live) + 2 * shard_bytes
-    head, update, state = 4 * p, update_bytes * p, 4 * p * (1 + moments)
+    head, update, state = 4 * p, update_bytes(codec, expert), 4 * p * (1 + moments)
     return Need(
         parameters=p,
         memory_mb=BASE_MB + _mb(memory),
@@ -71,19 +71,17 @@ def need_of(
     )
 
 
-def need_of_network(genesis: Genesis, units: int = 1, update_bytes: int = 4) -> Need:
+def need_of_network(genesis: Genesis, units: int = 1, codec: str = "dense-f32") -> Need:
     """The largest need of any unit, when a round deals a cluster's shards out to `units`."""
     shares = [
         sum(shard.file.blob.size for shard in cluster.shards) // max(1, units)
         for cluster in genesis.clusters
     ]
     expert = ExpertConfig.from_record(genesis.expert)
-    codec = genesis.codec
-    tokens = codec.frames * codec.height * codec.width // expert.patch**2 + genesis.text.length
+    latent = genesis.codec
+    tokens = latent.frames * latent.height * latent.width // expert.patch**2 + genesis.text.length
     recipe = RecipeConfig.from_record(genesis.recipe)
-    return need_of(
-        expert, recipe, tokens=tokens, shard_bytes=max(shares, default=0), update_bytes=update_bytes
-    )
+    return need_of(expert, recipe, tokens=tokens, shard_bytes=max(shares, default=0), codec=codec)
 
 
 def ladder() -> dict[str, Need]:
@@ -141,8 +139,18 @@ def ladder_work() -> dict[str, tuple[ExpertConfig, Work]]:
     return {size: (expert, demo if size == "demo" else clip) for size, expert in LADDER.items()}
 
 
+def codecs_of(policy: Policy) -> dict[str, str]:
+    """How updates of each plan that a network takes cross the network, its own plan first."""
+    own = {"float32": str(policy.update_codec)}
+    return own | {rules.plan: str(rules.update_codec) for rules in policy.plans}
+
+
 def work_of_network(
-    genesis: Genesis, steps: int, units: int, update_bytes: float
+    genesis: Genesis,
+    steps: int,
+    units: int,
+    codecs: Mapping[str, str],
+    commit_every: int = 0,
 ) -> tuple[ExpertConfig, Work]:
     """A unit of a network: its clips' tokens, its batch, the largest share of a cluster's data."""
     shares = [
@@ -156,8 +164,9 @@ def work_of_network(
         text=genesis.text.length,
         batch=recipe.batch,
         steps=steps,
+        commit_every=commit_every or steps,
         shard_bytes=max(shares, default=0),
-        update_bytes=update_bytes,
+        codecs=codecs,
         moments=1 if recipe.optimiser == "muon" else 2,
     )
 
@@ -165,7 +174,7 @@ def work_of_network(
 def plan_lines(report: Report, *, every: bool) -> list[str]:
     """Per size the plan to train under and why not a better one; with `every`, all the plans."""
     head = f"{'size':10}{'plan':17}{'memory':>11}{'RAM':>8}{'s/step':>10}  {'per day':24}"
-    lines = [f"{head} {'unit':>9}  note"]
+    lines = [f"{head} {'unit':>9}{'upload':>12}  {'audit':10} note"]
     for size, offers in report.items():
         chosen, better = best(offers), missed(offers)
         if every:
@@ -186,7 +195,7 @@ def part_lines(offer: Offer) -> list[str]:
         ("weights", need.weights), ("gradients", need.gradients), ("optimiser", need.optimiser),
         ("activations", need.activations), ("swap buffers", need.swap), ("process", rest),
     )  # fmt: skip
-    saves = "whole steps only, at the commitment interval" if offer.plan.fused else "any step"
+    saves = "whole steps only, a torn one is never written" if offer.plan.fused else "any step"
     return [
         *(f"  {name:14}{size / GIB:>9,.2f} GiB" for name, size in parts),
         f"  host memory   {offer.host / GIB:>9,.2f} GiB, disk {need.disk / GIB:,.2f} GiB",
@@ -224,7 +233,9 @@ def _line(size: str, offer: Offer, note: str) -> str:
     memory, host = f"{offer.device / GIB:,.2f} GiB", f"{offer.host / GIB:,.1f}"
     step = f"{offer.seconds:,.2f}" if offer.seconds < 1000 else f"{offer.seconds:,.0f}"
     unit = f"{offer.unit_seconds / 3600:,.1f} h"
-    return f"{size:10}{plan:17}{memory:>11}{host:>8}{step:>10}  {day:24} {unit:>9}  {note}"
+    upload = f"{offer.need.upload / 1e6:,.1f} MB"
+    costs = f"{day:24} {unit:>9}{upload:>12}  {offer.plan.audit:10}"
+    return f"{size:10}{plan:17}{memory:>11}{host:>8}{step:>10}  {costs} {note}"
 
 
 def _mb(size: int) -> int:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +33,14 @@ from paris_protocol.envelope import Sealed, unseal_any
 from paris_protocol.errors import ParisError
 from paris_protocol.log import TILE, Checkpoint, bundle_path, origin, parse_bundle
 from paris_protocol.net.fetch import fetch_blob
-from paris_protocol.records import Assignment, AuditReport, BlobRef, Contribution
+from paris_protocol.records import (
+    Assignment,
+    AuditReport,
+    BlobRef,
+    Contribution,
+    Genesis,
+    UpdateCodec,
+)
 
 FORGED: Final = ("sign-flip", "inflate", "noise", "copy", "tamper")
 TRAINED: Final = ("skip-steps", "reorder", "rate", "half-batch", "own-data", "extrapolate")
@@ -107,7 +115,10 @@ class Hostile(Jobs):
                 return result
         if attack not in FORGED:
             return result
-        return await asyncio.to_thread(forge, attack, unit, result, work, victim)
+        shapes = await asyncio.to_thread(_shapes, self.kit.genesis)
+        return await asyncio.to_thread(
+            forge, attack, result, work, victim, assignment.update_codec, shapes
+        )
 
     async def report(self, unit: str, hear: Hear) -> AuditReport:
         """What an audit finds, or the opposite."""
@@ -192,20 +203,30 @@ class Silent(Openings):
 
 
 def forge(
-    attack: str, unit: str, result: dict[str, Any], work: Path, victim: Path | None
+    attack: str,
+    result: dict[str, Any],
+    work: Path,
+    victim: Path | None,
+    codec: UpdateCodec,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Any]:
-    """Write the forged update of an attack; the result that names it (and its true root)."""
+    """Write the forged update of an attack; the result that names it (and its true root).
+
+    What is forged is the decoded update, which then crosses the line as the assignment asks.
+    """
     import torch
 
-    from paris_models import checkpoint
+    from paris_models import checkpoint, codecs
     from paris_protocol.tensors import tensor_root
 
-    update = checkpoint.load_tensors(Path(result["update"]))
-    random = torch.Generator().manual_seed(int(unit[:15], 16))
+    honest = Path(result["update"])
+    wire = checkpoint.load_tensors(victim or honest)
+    update = codecs.decode(wire, _codec_of(wire), shapes)  # a victim's may be another
+    random = torch.Generator().manual_seed(int(result["update_root"][:15], 16))
 
     def noise(like: torch.Tensor) -> torch.Tensor:
         drawn = torch.randn(like.shape, generator=random)
-        scaled: torch.Tensor = drawn * (like.float().norm() / drawn.norm().clamp_min(1e-12))
+        scaled: torch.Tensor = drawn * (like.norm() / drawn.norm().clamp_min(1e-12))
         return scaled
 
     if attack == "sign-flip":
@@ -213,27 +234,42 @@ def forge(
     elif attack == "inflate":
         forged = {name: tensor * INFLATION for name, tensor in update.items()}
     elif attack == "noise":
-        forged = {name: noise(tensor).to(tensor.dtype) for name, tensor in update.items()}
+        forged = {name: noise(tensor) for name, tensor in update.items()}
     elif attack == "copy":
-        assert victim is not None
-        stolen = checkpoint.load_tensors(victim)
-        forged = {
-            name: (tensor.float() + DISGUISE * noise(tensor)).to(tensor.dtype)
-            for name, tensor in stolen.items()
-        }
-    elif attack == "tamper":
-        forged = dict(update)
-        name = max(forged, key=lambda one: forged[one].numel())
-        forged[name] = forged[name].clone()
-        forged[name].view(-1)[0] += 1.0
-    else:
+        forged = {name: tensor + DISGUISE * noise(tensor) for name, tensor in update.items()}
+    elif attack != "tamper":
         raise ParisError("usage", f"no attack {attack!r}; there are {', '.join(FORGED)}")
+    if attack == "tamper":
+        sent = dict(wire)
+        name = max(sent, key=lambda one: sent[one].numel())
+        sent[name] = sent[name].clone()
+        sent[name].view(-1)[0] += 1
+    else:
+        sent = codecs.encode(codec, forged)
     path = work / "forged.safetensors"
-    checkpoint.save_tensors(forged, path)
-    root = tensor_root(checkpoint.raw_items(forged))
+    checkpoint.save_tensors(sent, path)
+    root = tensor_root(checkpoint.raw_items(sent))
     # A tamperer signs the honest root and hands in other bytes.
     told = result["update_root"] if attack == "tamper" else root
     return {**result, "update": str(path), "update_root": told}
+
+
+def _shapes(genesis: Genesis) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the network's experts."""
+    from paris_models.config import ExpertConfig
+    from paris_models.expert import parameter_shapes
+
+    return parameter_shapes(ExpertConfig.from_record(genesis.expert))
+
+
+def _codec_of(wire: Mapping[str, Any]) -> UpdateCodec:
+    """The codec that an update's file says it has."""
+    from paris_models.codecs import codec_of
+
+    found = codec_of(wire)
+    if found != "dense":
+        return found
+    return "dense-bf16" if "bfloat16" in str(next(iter(wire.values())).dtype) else "dense-f32"
 
 
 def _attacks(arguments: list[str]) -> tuple[str, ...]:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 import torch
 
-from paris_models import train
+from paris_models import lean, train
 from paris_models.config import UnitConfig
+from paris_models.shards import ClipTable
 from paris_node.trainer import Asked, Json, Say, Service, serve, train_unit
 from paris_node.unit import Order, Unit
 
@@ -82,11 +84,17 @@ class OwnData(Liar):
 
     def __init__(self, order: Order) -> None:
         super().__init__(order)
+        assert isinstance(self.clips, ClipTable)
         self.clips = replace(self.clips, latents=torch.flip(self.clips.latents, dims=(2,)))
 
 
 class Extrapolate(Liar):
     """Trains a quarter of the unit and goes on in the same direction without training."""
+
+    @cached_property
+    def begin(self) -> dict[str, torch.Tensor]:
+        """What it began with."""
+        return lean.weights(self.order.state(self.parent))
 
     def step(self) -> float:
         """See `Unit`."""
@@ -94,8 +102,8 @@ class Extrapolate(Liar):
             return super().step()
         pace = train.rate_multiplier(self.config, self.state.step) / max(1, self.state.step)
         with torch.no_grad():
-            for name, tensor in train.weights(self.state).items():
-                tensor.add_((tensor - self.parent[name].to(tensor.device)) * pace)
+            for name, tensor in lean.weights(self.state).items():
+                tensor.add_((tensor - self.begin[name]) * pace)
         return self.pretend()
 
 

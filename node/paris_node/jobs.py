@@ -17,13 +17,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from paris_node import residuals
 from paris_node.audits import replay
-from paris_node.fit import need_of_network
+from paris_node.following import follow
 from paris_node.journal import Letter, Receipt
 from paris_node.kit import BOOTSTRAPS, Kit
-from paris_node.leases import check_lease, needed_blobs, version_tuple
+from paris_node.leases import check_lease, named_plan, needed_blobs, version_tuple
 from paris_node.openings import Openings
-from paris_node.upkeep import assignment_of, order_of, tidy
+from paris_node.planning import room_for_unit
+from paris_node.ready import Ready
+from paris_node.upkeep import DEVICE, assignment_of, order_of, tidy
 from paris_node.volunteer import Phase
 from paris_protocol.canonical import canonical, decimal
 from paris_protocol.envelope import Sealed, seal, unseal
@@ -69,6 +72,7 @@ class Jobs:
 
     def __init__(self, kit: Kit) -> None:
         self.kit = kit
+        self.ready = Ready(kit)
 
     def openings(self) -> Openings:
         """What answers the coordinator's challenges beside the jobs."""
@@ -89,9 +93,15 @@ class Jobs:
     # ------------------------------------------------------------ asking for work
 
     async def ask(self) -> str:
-        """Lease a unit and journal it; `work.none`, or `NetworkOver` when the network is done."""
+        """Lease a unit and journal it; `work.none`, or `NetworkOver` when the network is done.
+
+        A machine that could not train it is told before it asks (`paris_node.ready`).
+        """
         kit = self.kit
         await self._register()
+        policy = (await kit.control.policy()).record
+        plans = await self.ready.plans(policy)
+        await self.ready.prove(policy, plans)
         device = await asyncio.to_thread(kit.machine.device, kit.settings.device)
         shards = [s.file.blob for cluster in kit.genesis.clusters for s in cluster.shards]
         request = LeaseRequest(
@@ -101,7 +111,8 @@ class Jobs:
             device=device.name[:200],
             memory_mb=device.memory_mb,
             disk_mb=kit.machine.disk_mb(kit.folder),
-            cached=tuple(ref.id for ref in shards if kit.store.has(ref)),
+            cached=(*(r.id for r in shards if kit.store.has(r)), *residuals.held(kit.folder)),
+            plans=plans,
         )
         answer = await kit.control.post("lease", seal(request, kit.key, kit.network).raw)
         if answer.get("finished") is True:
@@ -111,6 +122,7 @@ class Jobs:
         sealed = await self._opened(canonical(answer["assignment"]))
         check_lease(sealed.record, kit.key.id, kit.genesis)
         kit.journal.keep_unit(sealed.id, sealed.raw, kit.clock())
+        kit.journal.set_fact(DEVICE, json.dumps({"unit": sealed.id, "kind": device.kind}))
         return sealed.id
 
     async def _register(self) -> None:
@@ -146,11 +158,11 @@ class Jobs:
         kit, assignment = self.kit, self.assignment(unit)
         if kit.clock() >= assignment.hard_deadline:
             raise ParisError("unit.closed", "its deadline has passed")
-        need = need_of_network(kit.genesis)
-        lacking = [ref.size for ref in needed_blobs(assignment) if not kit.store.has(ref)]
-        room = kit.machine.disk_mb(kit.folder)
-        if (sum(lacking) >> 20) + need.disk_mb - need.download_mb + HEADROOM_MB > room:
-            raise ParisError("disk.full", f"a unit needs {need.disk_mb} MB, {room} MB are free")
+        lacking = sum(ref.size for ref in needed_blobs(assignment) if not kit.store.has(ref))
+        own = room_for_unit(named_plan(assignment), kit.genesis, assignment)
+        needed, room = ((lacking + own) >> 20) + HEADROOM_MB, kit.machine.disk_mb(kit.folder)
+        if needed > room:
+            raise ParisError("disk.full", f"a unit needs {needed} MB, {room} MB are free")
         (kit.folder / "work" / unit).mkdir(parents=True, exist_ok=True)
 
     async def fetch(self, unit: str, hear: Hear) -> None:
@@ -159,6 +171,7 @@ class Jobs:
         if kit.clock() >= assignment.hard_deadline:
             raise ParisError("unit.closed", "its deadline has passed")
         refs, before = needed_blobs(assignment), 0
+        await follow(kit, assignment.parent, hear)
         for ref in refs:
             kit.store.pin(ref.id)
 
@@ -187,7 +200,14 @@ class Jobs:
                 kit.log.info("trainer.%s", report["event"], extra={"step": report["step"]})
             hear(int(report.get("step", 0)))
 
-        result = await kit.trainer.train(await order_of(kit, unit), listen)
+        try:
+            result = await kit.trainer.train(await order_of(kit, unit), listen)
+        except ParisError as error:
+            if error.code == "machine.too-small":
+                self.ready.ran_short(named_plan(assignment))
+            if error.code == "gpu.unavailable":  # a process that lost its GPU never gets it back
+                await kit.trainer.close()
+            raise
         self._seal(unit, await self.craft(unit, assignment, result))
 
     async def report(self, unit: str, hear: Hear) -> AuditReport:
@@ -201,7 +221,11 @@ class Jobs:
         return result
 
     def _seal(self, unit: str, result: Mapping[str, Any]) -> None:
-        kit = self.kit
+        kit, rest = self.kit, result.get("residual")
+        if rest is not None:
+            path = kit.folder / "work" / unit / "residual.safetensors"
+            expert = self.assignment(unit).expert
+            residuals.keep(kit.folder, expert=expert, unit=unit, root=rest, path=path)
         ref = kit.store.add_file(Path(result["update"]))
         kit.store.pin(ref.id)
         commitment = seal(
@@ -211,6 +235,7 @@ class Jobs:
                 states_root=result["states_root"],
                 update_root=result["update_root"],
                 steps=result["steps"],
+                residual=rest,
             ),
             kit.key,
             kit.network,

@@ -1,7 +1,8 @@
 """Leases as a node judges them: whose, needing what, and keeping the experts apart. Pure.
 
 Refused: another node's lease (`unit.not-yours`), and what would mix an expert with other clusters'
-shards or start it elsewhere, or an audit that does not hang together (`structure.lineage`)::
+shards or start it elsewhere, a plan that there is not, or an audit that does not hang together
+(`structure.lineage`)::
 
     check_lease(assignment, node, genesis)
     for ref in needed_blobs(assignment): ...
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from paris_models.plans import Plan, plan_of
 from paris_protocol.audit import segments_of, states_to_open
 from paris_protocol.errors import ParisError
 from paris_protocol.records import Assignment, AuditTask, BlobRef, Genesis
@@ -32,6 +34,14 @@ def opened_blobs(assignment: Assignment) -> list[BlobRef]:
     return [] if assignment.audit is None else [one.file.blob for one in assignment.audit.states]
 
 
+def named_plan(assignment: Assignment) -> Plan:
+    """The training plan that a unit is asked for."""
+    try:
+        return plan_of(assignment.plan)
+    except ValueError as error:
+        raise ParisError("structure.lineage", str(error)) from error
+
+
 def check_lease(assignment: Assignment, node: str, genesis: Genesis) -> None:
     """Refuse a lease that is another node's, or that would break an expert's isolation."""
     if assignment.node != node:
@@ -46,6 +56,7 @@ def check_lease(assignment: Assignment, node: str, genesis: Genesis) -> None:
         raise ParisError("structure.lineage", "round 0 starts from the network's checkpoint")
     if (assignment.kind == "audit") != (assignment.audit is not None):
         raise ParisError("structure.lineage", "an audit names what it audits, training nothing")
+    named_plan(assignment)
     if assignment.audit is not None:
         _check_task(assignment, assignment.audit)
 
@@ -55,7 +66,8 @@ def _check_task(assignment: Assignment, task: AuditTask) -> None:
     count = segments_of(assignment)
     if not task.segments or not all(0 <= one < count for one in task.segments):
         raise ParisError("structure.lineage", f"an audit of segments {task.segments} of {count}")
-    if len(set(places)) != len(places) or not all(0 < place <= count for place in places):
+    most = count + (assignment.residual is not None)  # what it began with comes after all states
+    if len(set(places)) != len(places) or not all(0 < place <= most for place in places):
         raise ParisError("structure.lineage", f"opened states {places} of {count}")
     if not set(states_to_open(task.segments, exact=True)) <= set(places):
         raise ParisError("structure.lineage", "the states to replay from were not opened")
@@ -67,6 +79,8 @@ def check_audited(assignment: Assignment, audited: Assignment) -> None:
     if audited.kind != "train" or audited.node == assignment.node:
         raise ParisError("structure.lineage", "nobody audits an audit, or his own work")
     differ = [name for name in fields if getattr(assignment, name) != getattr(audited, name)]
+    if named_plan(assignment) != named_plan(audited):
+        differ.append("plan")
     if differ:
         raise ParisError("structure.lineage", f"another {min(differ)} than was audited")
 

@@ -10,6 +10,7 @@ makes of it is asked in a process of its own (`torch_report`)::
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from paris_models.fitting import Facts
+from paris_node.fit import HOME, Links, facts_of
 from paris_protocol.errors import ParisError
 
-_QUERY: Final = ("--query-gpu=name,memory.free", "--format=csv,noheader,nounits")
+_QUERY: Final = ("--query-gpu=name,driver_version,memory.free", "--format=csv,noheader,nounits")
 _PROBE: Final = """
 import json, torch
 gpu = torch.cuda.is_available()
@@ -36,6 +39,7 @@ class Device:
     kind: str
     name: str
     memory_mb: int
+    driver: str = ""
 
 
 class Machine(Protocol):
@@ -99,6 +103,16 @@ class FakeMachine:
         return self.gpu
 
 
+def look(machine: Machine, wanted: str, folder: Path, links: Links = HOME) -> tuple[Device, Facts]:
+    """The device, and the machine around it as plans are fitted to it; what is free counts."""
+    device = machine.device(wanted)
+    facts = facts_of(
+        device.kind, device.name, free_mb=device.memory_mb, ram_mb=machine.memory_mb(),
+        disk_mb=machine.disk_mb(folder), cores=os.cpu_count() or 1, links=links,
+    )  # fmt: skip
+    return device, facts
+
+
 def torch_report() -> dict[str, Any]:
     """What torch sees here, asked in a process of its own; `gpu.unavailable` when it cannot run."""
     try:
@@ -111,6 +125,20 @@ def torch_report() -> dict[str, Any]:
     return report
 
 
+def numerics_report(device: str) -> list[dict[str, Any]]:
+    """What the numeric self-test finds here, in a process of its own; `gpu.unavailable` likewise.
+
+    One row for each case, with `case`, `rho` and `passed`.
+    """
+    command = [sys.executable, "-m", "paris_models.selftest", "--device", device]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=300, check=False)
+        rows: list[dict[str, Any]] = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise ParisError("gpu.unavailable", f"torch cannot be started: {error}"[:200]) from error
+    return rows
+
+
 def _next(script: list[int]) -> int:
     return script.pop(0) if len(script) > 1 else script[0]
 
@@ -121,8 +149,10 @@ def _nvidia(command: Sequence[str] = ("nvidia-smi", *_QUERY)) -> Device | None:
         return None
     try:
         done = subprocess.run(command, capture_output=True, timeout=20, check=True, text=True)
-        rows = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line]
-        found = [Device("cuda", name.strip(), int(free)) for name, free in rows]
+        rows = [line.rsplit(",", 2) for line in done.stdout.splitlines() if "," in line]
+        found = [
+            Device("cuda", name.strip(), int(free), driver.strip()) for name, driver, free in rows
+        ]
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
     return max(found, key=lambda device: device.memory_mb, default=None)

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from paris_node.journal import Challenged
 from paris_node.kit import Kit
-from paris_node.upkeep import laid_open, order_of
+from paris_node.upkeep import assignment_of, laid_open, order_of
 from paris_protocol.canonical import canonical
 from paris_protocol.envelope import Sealed, seal, statement_id, unseal
 from paris_protocol.errors import ParisError
@@ -72,8 +72,10 @@ class Openings:
         keys = (await kit.control.policy()).record.coordinator_keys
         sealed = unseal(raw, Challenge, kit.network, keys)
         unit, commitment = self._ours(sealed.record)
-        wanted = sealed.record.states
-        if not wanted or not all(place < len(commitment.states) for place in wanted):
+        wanted, count = sealed.record.states, len(commitment.states)
+        # After the states comes the residual that the unit began with.
+        most = count - (assignment_of(kit, unit).residual is None)
+        if not wanted or not all(place <= most for place in wanted):
             raise ParisError("audit.unknown", f"states {sealed.record.states}")
         kit.journal.keep_challenge(Challenged(sealed.id, unit, raw, None, "open"))
         about = {"unit": unit, "states": list(sealed.record.states)}

@@ -14,14 +14,14 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
 
-from paris_models import checkpoint, train, updates
+from paris_models import checkpoint, lean
 from paris_models.replay import SegmentFound, audit_segments, model_class, replay
 from paris_node.kept import start_of
 from paris_node.unit import (
@@ -50,17 +50,22 @@ def open_states(
 ) -> list[tuple[int, str, str]]:
     """(place, file, root) of each wanted state, from its file or by training again.
 
-    Says `opening` with the step after each state, and while it trains. `audit.unknown` for a place
-    that does not exist.
+    After the states comes the residual that the unit began with, if it did. Says `opening` with the
+    step after each state, and while it trains. `audit.unknown` for a place that does not exist.
     """
     steps = committed_steps(order.assignment.steps, order.assignment.commit_every)
-    if len(roots) != len(steps) or not all(0 <= place < len(steps) for place in wanted):
+    most = len(steps) - (order.assignment.residual is None)
+    if len(roots) != len(steps) or not all(0 <= place <= most for place in wanted):
         raise ParisError("audit.unknown", f"states {list(wanted)} of {len(steps)}")
     shutil.rmtree(order.work / OPENED, ignore_errors=True)
     files = {place: order.kept(place) for place in range(1, len(steps))}
     files = {place: path for place, path in files.items() if path.exists()}
     found = []
     for place in sorted(set(wanted)):
+        if place == len(steps):
+            assert order.rest is not None
+            found.append((place, str(order.residual), str(order.assignment.residual)))
+            continue
         if place not in files or _read(files[place], roots[place]) is None:
             state = _make_again(order, files, roots, steps, place, say)
             if root_of(state) != roots[place]:
@@ -79,14 +84,13 @@ def _make_again(
     steps: Sequence[int],
     place: int,
     say: Say,
-) -> train.TrainState:
+) -> lean.State:
     """The state at a place, trained from the nearest earlier file that is what was committed."""
-    parent = open_head(order.parent, order.expert)
-    state = train.new_state(order.expert, order.recipe, parent, device=order.device)
+    state = order.state(open_head(order.parent, order.expert))
     while (start := start_of(place, files)) > 0:
         tensors = _read(files[start], roots[start])
         if tensors is not None:
-            train.load_state_tensors(state, tensors)
+            lean.load_state_tensors(state, tensors)
             break
         del files[start]
     alive = _now_and_then(lambda step: say({"event": "opening", "step": step}))
@@ -131,11 +135,14 @@ def replay_audit(order: Order, job: Mapping[str, Any], say: Say) -> dict[str, An
     exact = assignment.kernels == "reference" and job["numerics"] == own
     limits = None if exact else _limits(order, job["rules"])
     paths = {int(place): Path(path) for place, path in job["states"]}
+    order = replace(order, residual=paths.pop(len(commitment.states), None))
     ends = states_to_open(assignment.audit.segments, exact=exact)
-    if not (exact or limits) or not set(ends) <= set(paths):
+    lacks = assignment.residual is not None and order.residual is None
+    if lacks or not (exact or limits) or not set(ends) <= set(paths):
         return {"numerics": own, "segments": [], "passed": True}
     parent = open_head(order.parent, order.expert)
-    opened = _open(order, parent, paths, commitment.states)
+    begins = _begins(order, parent, commitment.states[0])
+    opened = _open(order, parent, paths, commitment.states) if begins else None
     if opened is None:
         return {"numerics": own, "segments": [], "passed": False}
     say({"event": "progress", "step": 0})
@@ -148,7 +155,7 @@ def replay_audit(order: Order, job: Mapping[str, Any], say: Say) -> dict[str, An
             order.recipe,
             order.config,
             clips,
-            parent,
+            order.start(parent),
             commitment.states,
             opened,
             [segment],
@@ -157,10 +164,19 @@ def replay_audit(order: Order, job: Mapping[str, Any], say: Say) -> dict[str, An
             root_of=root_of_tensors,
             device=order.device,
             told=alive,
+            plan=order.plan,
         )
         say({"event": "progress", "step": len(found)})
     passed = all(one.passed for one in found) and _made(order, parent, opened, commitment)
     return {"numerics": own, "segments": [asdict(one) for one in found], "passed": passed}
+
+
+def _begins(order: Order, parent: Tensors, root: str) -> bool:
+    """Whether a unit that made up for a residual began with parent + residual, as it committed."""
+    try:
+        return order.assignment.residual is None or root_of(order.state(parent)) == root
+    except ParisError:
+        return False
 
 
 def _limits(order: Order, rules: Any) -> tuple[float, float] | None:
@@ -170,7 +186,7 @@ def _limits(order: Order, rules: Any) -> tuple[float, float] | None:
     tolerance = tolerance_for(
         AuditRules.model_validate_json(json.dumps(rules)),
         order.assignment.dtype,
-        model_class(order.expert, order.recipe),
+        model_class(order.expert, order.recipe, order.plan),
         order.assignment.commit_every,
     )
     return None if tolerance is None else (float(tolerance.rho), float(tolerance.tensor))
@@ -180,8 +196,7 @@ def _open(
     order: Order, parent: Tensors, paths: Mapping[int, Path], roots: Sequence[str]
 ) -> dict[int, Tensors] | None:
     """A stranger's states behind the gate; None if any is not the one that was committed."""
-    blank = train.new_state(order.expert, order.recipe, parent)
-    schema, opened = checkpoint.schema_of(train.state_tensors(blank)), {}
+    schema, opened = checkpoint.schema_of(lean.state_tensors(order.state(parent))), {}
     for place, path in paths.items():
         try:
             header_of(path, schema)
@@ -200,7 +215,12 @@ def _made(
     last = opened.get(segments_of(order.assignment))
     if last is None:
         return True
-    prefix = "weights."
-    result = {n.removeprefix(prefix): t for n, t in last.items() if n.startswith(prefix)}
-    update = updates.make_update(parent, result, order.assignment.update_codec)
+    try:
+        codec = order.assignment.update_codec
+        update = lean.update_of(order.plan, parent, last, codec, order.rest)
+        rest = lean.rest_of(order.plan, parent, last, update, codec, order.rest)
+    except ValueError:  # values that no update can carry
+        return False
+    if commitment.residual != (None if rest is None else root_of_tensors(rest)):
+        return False
     return root_of_tensors(update) == commitment.update_root

@@ -3,19 +3,23 @@
 Started as `python -m paris_node.trainer`; orders come in as JSON lines, reports go out likewise and
 carry the number of their order. It is killed whenever the owner wants the machine, so its state is
 on disk before that matters: at every committed step, at least every few minutes, and when asked. An
-opening goes before training, which is saved for it and then goes on. It imports no encoder, opens
-no file from the network before the strict gate has seen its header, and ends with its parent::
+opening goes before training, which is saved for it and then goes on. A step is saved whole or not
+at all, whatever the plan. It imports no encoder, opens no file from the network before the strict
+gate has seen its header, and ends with its parent::
 
     {"do": "train", "order": 1, "unit": ID, "assignment": {…}, "genesis": PATH, "network": ID,
      "work": DIR, "parent": PATH, "shards": [PATH…], "device": "cpu", "save_every": 240,
-     "states_mb": 2048, "states_used": 0}
+     "states_mb": 2048, "states_used": 0, "swap": 0}
     {"do": "open", "order": 2, …, "roots": [ROOT…], "states": [PLACE…]}
     {"do": "replay", "order": 3, …, "commitment": {…}, "states": [[PLACE, PATH]…], …}
+    {"do": "test", "order": 4, "device": "cuda", "cases": [CASE…]}
+    {"do": "follow", "order": 5, "genesis": PATH, "network": ID, "parent": PATH, "steps": […], …}
     {"do": "save"}   {"do": "quit"}
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import queue
@@ -25,17 +29,23 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, TextIO
 
 import torch
 
+from paris_models.pages import keep_pages
+from paris_models.selftest import examine
+from paris_node.merged import follow
 from paris_node.rework import REPORT_EVERY, open_states, replay_audit
 from paris_node.unit import RESULT, Order, Unit
 from paris_protocol.errors import ParisError
 
 FIRST: Final = frozenset({"open"})
 """Orders that training makes way for."""
+
+LOST: Final = ("CUDA error", "CUDA driver", "No CUDA GPUs", "HIP error")
+"""How torch says that a GPU is gone; its memory is said to be short in another class."""
 
 Say = Callable[[dict[str, Any]], None]
 Json = dict[str, Any]
@@ -91,8 +101,12 @@ def reason_of(error: Exception) -> ParisError:
     """The catalogue's name for whatever went wrong in a unit."""
     if isinstance(error, ParisError):
         return error
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    # The CPU's allocator has no class of its own for what it cannot give.
+    short = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    if short or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return ParisError("machine.too-small", str(error)[:200])
+    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST):
+        return ParisError("gpu.unavailable", str(error).splitlines()[0][:200])
     if isinstance(error, ArithmeticError):
         return ParisError("tensor.values", str(error)[:200])
     return ParisError("trainer.failed", f"{type(error).__name__}: {error}"[:300])
@@ -159,10 +173,20 @@ class Service:
             except Exception as error:  # noqa: BLE001 - every failure is the parent's to judge
                 traceback.print_exc()
                 say({"event": "failed", **reason_of(error).as_json()})
+            release()
 
     def do(self, value: Json, say: Say) -> None:
-        """Carry out one order; its last report is `done`, `opened` or `replayed`."""
-        order = Order.parse({**value, "device": pick_device(value["device"])})
+        """Carry out one order; its last report is `done`, `opened`, `replayed` and the like."""
+        value = {**value, "device": pick_device(value["device"])}
+        if value["do"] == "test":
+            found = examine(value["cases"], value["device"])
+            say({"event": "tested", "found": [{**asdict(f), "passed": f.passed} for f in found]})
+            return
+        if value["do"] == "follow":
+            follow(value, lambda done: say({"event": "progress", "step": done}))
+            say({"event": "followed"})
+            return
+        order = Order.parse(value)
         match value["do"]:
             case "train":
                 begin = "resumed" if value.get("again") else "started"
@@ -181,6 +205,13 @@ class Service:
         return train_unit(order, say, Asked(self._save_asked, self._way_asked), begin)
 
 
+def release() -> None:
+    """Give back what an order took: the next plan is chosen by what is free."""
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
 def serve(kind: type[Service] = Service) -> None:
     """Take stdout for reports alone (what libraries print goes to stderr) and serve."""
     reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -189,6 +220,7 @@ def serve(kind: type[Service] = Service) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "nice"):
         os.nice(10)
+    keep_pages()
     kind(sys.stdin, reports).run()
 
 

@@ -17,7 +17,7 @@ import json
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -28,8 +28,10 @@ from paris_protocol.errors import REASONS, ParisError
 LINE_LIMIT: Final = 64 << 20
 START_LIMIT: Final = 180.0
 MODULE: Final = "paris_node.trainer"
-_LAST: Final = frozenset({"done", "opened", "replayed", "failed", "gone"})
+_LAST: Final = frozenset({"done", "opened", "replayed", "tested", "followed", "failed", "gone"})
 """Reports after which an order is over."""
+_UNITS: Final = frozenset({"train", "replay"})
+"""Orders that a pause saves before it ends them."""
 
 Report = dict[str, Any]
 Hear = Callable[[Report], None]
@@ -71,6 +73,16 @@ class TrainerProcess:
         report = await self._do({"do": "open", **order}, lambda _: None)
         return [(place, Path(path), root) for place, path, root in report["states"]]
 
+    async def test(self, device: str, cases: Sequence[str]) -> list[Report]:
+        """Compute the cases of the numeric self-test: `case`, `rho`, `passed` of each."""
+        order = {"do": "test", "device": device, "cases": list(cases)}
+        found: list[Report] = (await self._do(order, lambda _: None))["found"]
+        return found
+
+    async def follow(self, order: Mapping[str, Any], hear: Hear) -> None:
+        """Make a head from its merges' inputs; see `merged.follow`."""
+        await self._do({"do": "follow", "device": "cpu", **order}, hear)
+
     async def pause(self, grace: float) -> int | None:
         """Save if `grace` seconds suffice, then end the process; the step that was saved."""
         saved = self._rests
@@ -98,7 +110,7 @@ class TrainerProcess:
     # ------------------------------------------------------------ inside
 
     async def _do(self, order: dict[str, Any], hear: Hear) -> Report:
-        works = order["do"] != "open"
+        works = order["do"] in _UNITS
         async with self._starting:
             # A unit that nobody listens to any more is ended with its process.
             if self.pid is None or (works and self._unit is not None):

@@ -1,8 +1,9 @@
 """A unit in training, inside the trainer's process: its state, its commitments, its files.
 
-A state is saved with everything that a resumed training needs; of the committed states as many are
-kept as the owner's budget allows, for audits. Files from the network are opened behind the strict
-gate (`tensor.header`), with finite values only (`tensor.values`)::
+It is trained under its assignment's plan (`paris_models.lean`). A state is saved with everything
+that a resumed training needs, between whole steps; of the committed states as many are kept as the
+owner's budget allows, for audits. Files from the network are opened behind the strict gate
+(`tensor.header`), with finite values only (`tensor.values`)::
 
     unit = Unit(Order.parse(value))                  # at its last save, or at its beginning
     while not unit.done:
@@ -10,7 +11,7 @@ gate (`tensor.header`), with finite values only (`tensor.values`)::
     facts = unit.finish()
 
 Layout of a work folder: `state.safetensors`, `states/<place>.safetensors`, `update.safetensors`,
-`result.json`.
+`residual.safetensors`, `result.json`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -26,9 +27,10 @@ from typing import Any, Final
 import torch
 from safetensors import SafetensorError
 
-from paris_models import checkpoint, numerics, shards, train, updates
+from paris_models import checkpoint, lean, numerics, shards
 from paris_models.config import ExpertConfig, RecipeConfig, UnitConfig
 from paris_models.expert import parameter_shapes
+from paris_models.plans import Plan, plan_of, with_swap
 from paris_node.kept import kept_states, room_for
 from paris_protocol.audit import segments_of
 from paris_protocol.envelope import open_genesis
@@ -43,7 +45,7 @@ HEADER_LIMIT: Final = (32 << 20) + 8
 HEADER_ENTRY: Final = 512
 """Bytes of a file's header that a tensor takes at most."""
 STATE, UPDATE, RESULT = "state.safetensors", "update.safetensors", "result.json"
-STATES = "states"
+STATES, RESIDUAL = "states", "residual.safetensors"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Order:
     """One unit: the verified records and where its files are.
 
     `states_mb`, `states_used`: the budget for kept states, and what other units have of it (bytes).
+    `swap`: how many blocks wait in host memory, this machine's own choice. `residual`: where what
+    an earlier update left out stands, if the unit begins with it.
     """
 
     unit: str
@@ -63,6 +67,8 @@ class Order:
     save_every: float
     states_mb: int = 0
     states_used: int = 0
+    swap: int = 0
+    residual: Path | None = None
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> Order:
@@ -79,7 +85,17 @@ class Order:
             save_every=float(value["save_every"]),
             states_mb=int(value.get("states_mb", 0)),
             states_used=int(value.get("states_used", 0)),
+            swap=int(value.get("swap", 0)),
+            residual=Path(value["residual"]) if value.get("residual") else None,
         )
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The assignment's training plan; `structure.lineage` for one that there is not."""
+        try:
+            return with_swap(plan_of(self.assignment.plan), self.swap)
+        except ValueError as error:
+            raise ParisError("structure.lineage", str(error)) from error
 
     @cached_property
     def expert(self) -> ExpertConfig:
@@ -111,6 +127,30 @@ class Order:
             threads=config.threads,
             kernels=config.kernels,
             device=self.device,
+            plan=self.plan,
+        )
+
+    @cached_property
+    def rest(self) -> dict[str, torch.Tensor] | None:
+        """The residual that the unit begins with; `audit.state` if it is not the assigned one."""
+        if self.assignment.residual is None:
+            return None
+        if self.residual is None:
+            raise ParisError("audit.state", "the residual of the last update is not here")
+        rest = open_head(self.residual, self.expert)
+        if root_of_tensors(rest) != self.assignment.residual:
+            raise ParisError("audit.state", "that is not the residual of the last update")
+        return rest
+
+    def start(self, parent: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """The weights that the unit begins with."""
+        return parent if self.rest is None else lean.start_of(parent, self.rest)
+
+    def state(self, parent: Mapping[str, torch.Tensor]) -> lean.State:
+        """A fresh state of the unit from its parent's weights."""
+        begin, key = self.start(parent), self.config.key
+        return lean.new_state(
+            self.plan, self.expert, self.recipe, begin, key=key, device=self.device
         )
 
 
@@ -121,31 +161,39 @@ class Unit:
         self.order = order
         self.expert, self.recipe, self.config = order.expert, order.recipe, order.config
         torch.set_num_threads(self.config.threads)
-        self.parent = open_head(order.parent, self.expert)
+        parent = open_head(order.parent, self.expert)
+        # Where memory is short the parent is read again at the end; see `need_of` in plans.
+        self._parent = parent if order.plan.base == "float32" else None
         self.clips = open_shards(order)
         self.roots: list[str] = []
         self.losses: list[float] = []
         self.seconds = 0.0
-        self.state = self._resume() or self._begin()
+        self.state = self._resume(parent) or self._begin(parent)
         room = room_for(order.states_mb, order.states_used, file_size(self.state))
         self.keeps = frozenset(kept_states(segments_of(order.assignment), room))
         for path in order.work.glob(f"{STATES}/*.safetensors"):  # the budget may be smaller now
             if int(path.stem) not in self.keeps:
                 path.unlink()
 
-    def _begin(self) -> train.TrainState:
-        state = train.new_state(self.expert, self.recipe, self.parent, device=self.order.device)
+    @property
+    def parent(self) -> dict[str, torch.Tensor]:
+        """The weights that the unit began with."""
+        return self._parent or open_head(self.order.parent, self.expert)
+
+    def _begin(self, parent: Mapping[str, torch.Tensor]) -> lean.State:
+        state = self.order.state(parent)
         self.roots, self.losses, self.seconds = [root_of(state)], [], 0.0
         return state
 
-    def _resume(self) -> train.TrainState | None:
+    def _resume(self, parent: Mapping[str, torch.Tensor]) -> lean.State | None:
         """The last save, if there is a whole one of this very unit."""
         path = self.order.work / STATE
         try:
             notes = checkpoint.read_metadata(path)
             if notes.get("unit") != self.order.unit:
                 return None
-            state = train.load_state(path, self.expert, self.recipe, device=self.order.device)
+            state = self.order.state(parent)
+            lean.load_state_tensors(state, checkpoint.load_tensors(path))
             roots, losses = json.loads(notes["roots"]), json.loads(notes["losses"])
             seconds = float(notes["seconds"])
         except FileNotFoundError:
@@ -165,7 +213,7 @@ class Unit:
     def step(self) -> float:
         """Take one step, and commit to the state where the assignment asks for it."""
         begun = time.monotonic()
-        loss = train.train_step(self.state, self.clips, self.config)
+        loss = lean.train_step(self.state, self.clips, self.config)
         self.losses.append(loss)
         if self.committing:
             self.commit()
@@ -194,20 +242,24 @@ class Unit:
         }
         path = self.order.work / STATE
         with disk_errors(path):
-            train.save_state(self.state, path, notes)
+            checkpoint.save_tensors(lean.state_tensors(self.state), path, notes)
 
     def finish(self) -> dict[str, Any]:
         """Write update and result; what is returned also stands in `result.json`."""
-        codec = self.order.assignment.update_codec
-        result = {name: tensor.cpu() for name, tensor in train.weights(self.state).items()}
-        update = updates.make_update(self.parent, result, codec)
-        path = self.order.work / UPDATE
+        order, last, parent = self.order, lean.state_tensors(self.state), self.parent
+        codec = order.assignment.update_codec
+        update = lean.update_of(order.plan, parent, last, codec, order.rest)
+        rest = lean.rest_of(order.plan, parent, last, update, codec, order.rest)
+        path = order.work / UPDATE
         with disk_errors(path):
             checkpoint.save_tensors(update, path)
+            if rest is not None:
+                checkpoint.save_tensors(rest, order.work / RESIDUAL)
         tail = self.losses[-max(1, len(self.losses) // 10) :]
         facts = {
             "update": str(path),
             "update_root": tensor_root(checkpoint.raw_items(update)),
+            "residual": None if rest is None else root_of_tensors(rest),
             "states": self.roots,
             "states_root": states_root(self.roots),
             "steps": self.state.step,
@@ -220,9 +272,9 @@ class Unit:
         return facts
 
 
-def root_of(state: train.TrainState) -> str:
-    """Merkle root (hex) of weights, optimiser and step."""
-    return root_of_tensors(train.state_tensors(state))
+def root_of(state: lean.State) -> str:
+    """Merkle root (hex) of what is trained, optimiser and step."""
+    return root_of_tensors(lean.state_tensors(state))
 
 
 def root_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -230,17 +282,17 @@ def root_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     return tensor_root(checkpoint.raw_items(tensors))
 
 
-def file_size(state: train.TrainState) -> int:
+def file_size(state: lean.State) -> int:
     """Bytes that a state takes as a file, at most."""
-    tensors = train.state_tensors(state).values()
+    tensors = lean.state_tensors(state).values()
     return sum(one.numel() * one.element_size() + HEADER_ENTRY for one in tensors)
 
 
-def keep_state(state: train.TrainState, path: Path) -> None:
+def keep_state(state: lean.State, path: Path) -> None:
     """Write a state as others may see it: its tensors and nothing else."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(path):
-        train.save_state(state, path)
+        checkpoint.save_tensors(lean.state_tensors(state), path)
 
 
 def header_of(path: Path, schema: checkpoint.Schema | None) -> Header:
@@ -266,27 +318,38 @@ def finite(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def open_shards(order: Order) -> shards.ClipTable:
-    """The clips of the assignment's shards, each behind the gate with the genesis' geometry."""
-    codec, text = order.genesis.codec, order.genesis.text
+def open_shards(order: Order) -> shards.Clips:
+    """The clips of the assignment's shards, each behind the gate with its bucket's geometry."""
+    codec, text, buckets = order.genesis.codec, order.genesis.text, order.genesis.buckets
+    own = (codec.channels, codec.frames, codec.height, codec.width)
+    made_by = {"codec": codec.fingerprint, "text": text.fingerprint}
     for path, shard in zip(order.shards, order.assignment.shards, strict=True):
         found = header_of(path, None).tensors
         captions = found["text_seq"][1][0] if "text_seq" in found and found["text_seq"][1] else 0
         features = found["features"][1][-1] if "features" in found and found["features"][1] else 0
+        kind = found["text_seq"][0] if "text_seq" in found else "F32"
+        if shard.bucket > len(buckets):
+            raise ParisError("structure.lineage", f"there is no bucket {shard.bucket}")
         schema = shards.shard_schema(
             shard.clips,
             captions,
-            (codec.channels, codec.frames, codec.height, codec.width),
+            buckets[shard.bucket - 1].latent if shard.bucket else own,
             text.length,
             text.dim,
             text.pooled_dim,
             first="first" in found,
+            last="last" in found,
             features=features,
+            store=shards.store_of(kind),
         )
         header_of(path, schema)
-    table = shards.read_shards(order.shards)
-    for field in fields(table):
-        tensor = getattr(table, field.name)
-        if isinstance(tensor, torch.Tensor):
-            finite({field.name: tensor})
-    return table
+        try:
+            shards.check_encoders(checkpoint.read_metadata(path), made_by)
+        except ValueError as error:
+            raise ParisError("encoder.mismatch", str(error)) from error
+    batches = {number: bucket.batch for number, bucket in enumerate(buckets, 1)}
+    named = [shard.bucket for shard in order.assignment.shards]
+    clips = shards.read_training(order.shards, named, batches)
+    for table in [clips] if isinstance(clips, shards.ClipTable) else clips.tables.values():
+        finite(table.tensors())
+    return clips

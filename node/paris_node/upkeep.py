@@ -11,12 +11,16 @@ then, or until nobody will ask any more (`KEPT_FOR`). A unit that was lost lets 
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from paris_node import residuals
 from paris_node.journal import Receipt
-from paris_node.leases import needed_blobs, opened_blobs
+from paris_node.leases import named_plan, needed_blobs, opened_blobs
+from paris_node.machine import look
+from paris_node.planning import swap_for
 from paris_protocol.envelope import unseal
 from paris_protocol.errors import ParisError
 from paris_protocol.net.fetch import fetch_blob
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
 KEPT_FOR: Final = 14 * 86400.0
 """Seconds after a hand-in for which a verdict, and so an audit, is awaited."""
 STATES: Final = "states"
+DEVICE: Final = "device"
+"""Fact in the journal: on which kind of device the last unit is trained."""
 
 
 def assignment_of(kit: Kit, unit: str) -> Assignment:
@@ -39,14 +45,22 @@ def assignment_of(kit: Kit, unit: str) -> Assignment:
 
 
 async def order_of(kit: Kit, unit: str) -> dict[str, Any]:
-    """What the trainer must know of a unit. Its files are verified, and fetched where they lack."""
-    assignment = assignment_of(kit, unit)
+    """What the trainer must know of a unit. Its files are verified, and fetched where they lack.
+
+    A unit that was begun on a GPU waits for one: `gpu.unavailable`.
+    """
+    assignment, plan = assignment_of(kit, unit), named_plan(assignment_of(kit, unit))
+    wanted, swap = device_of(kit, unit), 0
+    if wanted == "cuda":
+        _, facts = await asyncio.to_thread(look, kit.machine, wanted, kit.folder)
+        swap = swap_for(plan, kit.genesis, assignment.steps, facts)
     paths = [
         str(await fetch_blob(ref, kit.store, kit.swarm, kit.control))
         for ref in needed_blobs(assignment)
     ]
     work = kit.folder / "work" / unit
     work.mkdir(parents=True, exist_ok=True)
+    rest = residuals.path_of(kit.folder, assignment.residual)
     return {
         "unit": unit,
         "assignment": assignment.model_dump(mode="json"),
@@ -56,11 +70,20 @@ async def order_of(kit: Kit, unit: str) -> dict[str, Any]:
         "parent": paths[0],
         "shards": paths[1 : 1 + len(assignment.shards)],
         "opened": paths[1 + len(assignment.shards) :],
-        "device": kit.settings.device,
+        "device": wanted,
+        "swap": swap,
+        "residual": None if rest is None else str(rest),
         "save_every": kit.settings.save_every,
         "states_mb": min(kit.settings.states_mb, kit.machine.disk_mb(kit.folder) // 2),
         "states_used": states_used(kit.folder, but=unit),
     }
+
+
+def device_of(kit: Kit, unit: str) -> str:
+    """Where a unit is trained: on the GPU that it was begun on, else as the owner says."""
+    known = json.loads(kit.journal.fact(DEVICE) or "{}")
+    begun_on_gpu = known.get("unit") == unit and known.get("kind") == "cuda"
+    return "cuda" if begun_on_gpu else kit.settings.device
 
 
 def states_used(folder: Path, but: str | None = None) -> int:
@@ -87,6 +110,14 @@ async def let_go(kit: Kit, but: str | None) -> None:
     for work in list((kit.folder / "work").glob("*")):
         if work.name != but and not _may_be_audited(kit, work.name):
             await _release(kit, work.name)
+
+    def accepted(unit: str) -> bool | None:
+        if unit == but or _may_be_audited(kit, unit):
+            return None
+        receipt = receipt_of(kit, unit)
+        return receipt is not None and receipt.body.get("accepted") is True
+
+    residuals.prune(kit.folder, accepted)
 
 
 def _may_be_audited(kit: Kit, unit: str) -> bool:

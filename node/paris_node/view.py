@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from paris_node import receipts
+from paris_node.following import followed
 from paris_node.journal import Journal
 from paris_node.kept import MB
 from paris_node.kit import ALARM
 from paris_node.openings import counts
+from paris_node.ready import plan_told
 from paris_node.traffic import moved
 from paris_node.upkeep import states_used
 from paris_protocol.envelope import unseal
@@ -66,6 +68,8 @@ def describe(journal: Journal, folder: Path, *, why: str, running: bool) -> dict
         "network": journal.fact("network"),
         "node": journal.fact("node"),
         "bytes": moved(journal),
+        "followed": followed(journal),
+        "plan": plan_told(journal) or None,
         "folder": folder.name,
         "running": running,
         "state": memory.phase.value,
@@ -125,6 +129,10 @@ def lines(view: dict[str, Any]) -> list[str]:
         where = f"expert {unit['expert']}, round {unit['round']}"
         step = f", step {view['step']}/{view['steps']}" if view["state"] == "training" else ""
         out.append(f"  unit {unit['id'][:12]}: {where}{step}")
+    plan = view["plan"]
+    if plan is not None:
+        fell = f" instead of {plan['instead_of']}: {plan['why']}" if plan["instead_of"] else ""
+        out.append(f"  plan {plan['name']}{fell}")
     if view.get("loss") is not None:
         out.append(f"  loss {view['loss']:.4f}")
     out.append(

@@ -61,6 +61,8 @@ PATIENCE: Final[Mapping[Phase, float]] = {
 """Seconds after which a job that says nothing is halted and begun again; progress renews them."""
 UNSENT: Final = frozenset({Phase.LEASED, Phase.FETCHING, Phase.TRAINING})
 """Phases in which nothing has been handed in yet."""
+AWAITED: Final = frozenset({"gpu.unavailable"})
+"""What may come back by itself: a unit is kept for it until its deadline."""
 GIVE_UP: Final = 5
 """Failures of training in a row, without a single step between them, after which a unit is left."""
 LONGEST_WAIT: Final = 3600.0
@@ -310,7 +312,7 @@ class Volunteer:
     ) -> None:
         self.failures += 1
         self._trouble = code
-        hopeless = self.phase is Phase.TRAINING and self.failures >= GIVE_UP
+        hopeless = self.phase is Phase.TRAINING and self.failures >= GIVE_UP and code not in AWAITED
         wait = self.pace.wait(self.failures, self.turn)
         if retry_after is not None:
             wait = min(max(retry_after, 0.05), LONGEST_WAIT)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from paris_models.codecs import decode
 from paris_models.config import ExpertConfig
 from paris_models.expert import build_expert
 from paris_models.lean import (
@@ -18,6 +19,7 @@ from paris_models.lean import (
     new_state,
     state_tensors,
     train_step,
+    update_of,
     weights,
 )
 from paris_models.plans import PLANS, Plan, with_swap
@@ -219,6 +221,46 @@ def test_a_lora_state_holds_its_factors_alone_and_begins_as_its_base() -> None:
 def test_a_quantised_base_computes_nearly_the_same(name: str, tolerance: float) -> None:
     wanted = train_step(fresh(PLANS["lora-16-bf16"]), TABLE, HALF)
     assert train_step(fresh(PLANS[name]), TABLE, HALF) == pytest.approx(wanted, rel=tolerance)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "adamw", "adamw-host"])
+def test_rounding_the_parent_is_no_part_of_an_update(name: str) -> None:
+    """A plan in bfloat16 that changes nothing hands in zeros, not what the rounding took away."""
+    plan = PLANS[name]
+    still = update_of(plan, WEIGHTS, state_tensors(fresh(plan)), "dense-f32")
+    assert still.keys() == WEIGHTS.keys()
+    assert all(not tensor.any() for tensor in still.values())
+    state, _ = trained(plan, 2)
+    moved = update_of(plan, WEIGHTS, state_tensors(state), "dense-f32")
+    for name, now in weights(state).items():
+        begin, end = WEIGHTS[name].bfloat16().float(), now.float()
+        # What Kahan's residual adds is below half a step of bfloat16.
+        rest = end.abs() * 2**-8 if plan.rounding == "kahan" else 0.0
+        assert bool(((moved[name] - (end - begin)).abs() <= rest).all())
+
+
+def test_what_a_kahan_residual_holds_is_part_of_an_update() -> None:
+    plan = PLANS["adamw"]
+    state, _ = trained(plan, 1)
+    tensors = copied(state)
+    name = "proj_out.weight"
+    kept = tensors[f"optimiser.residual.{name}"]
+    found = update_of(plan, WEIGHTS, tensors, "dense-f32")[name]
+    tensors[f"optimiser.residual.{name}"] = torch.zeros_like(kept)
+    without = update_of(plan, WEIGHTS, tensors, "dense-f32")[name]
+    assert kept.any() and torch.allclose(found - without, kept.float(), rtol=0, atol=1e-7)
+
+
+def test_the_update_of_adapters_is_their_factors() -> None:
+    plan = PLANS["lora-16-bf16"]
+    state, _ = trained(plan, 2)
+    wire = update_of(plan, WEIGHTS, state_tensors(state), "lora-int16")
+    shapes = {name: tuple(tensor.shape) for name, tensor in WEIGHTS.items()}
+    dense, factors = decode(wire, "lora-int16", shapes), weights(state)
+    name = "transformer_blocks.0.attn.to_q"
+    product = factors[f"{name}.b"] @ factors[f"{name}.a"]
+    assert torch.allclose(dense[f"{name}.weight"], product, rtol=0.01, atol=1e-6)
+    assert not dense["proj_out.weight"].any()
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from paris_models.config import ExpertConfig, RecipeConfig, UnitConfig
+from paris_models.lean import new_state as lean_state
+from paris_models.lean import state_tensors as lean_tensors
 from paris_models.numerics import numeric_class
+from paris_models.plans import PLANS, Plan
 from paris_models.replay import (
     FAR,
     SegmentFound,
@@ -219,6 +222,46 @@ def test_the_self_test_leaves_torch_as_it_was(net: TinyNet) -> None:
     )
     assert torch.get_num_threads() == before
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("name", ["lora-16-nf4", "adafactor"])
+def test_a_unit_under_another_plan_is_replayed_under_it(
+    net: TinyNet, clips: ClipTable, name: str
+) -> None:
+    from paris_models.checkpoint import load_tensors
+
+    plan, parent = PLANS[name], load_tensors(net.head_file)
+    unit = UnitConfig(key=b"k" * 16, steps=6, batch=8, commit_every=3, dtype="bfloat16")
+
+    def audited(by: UnitConfig, under: Plan = plan) -> list[bool]:
+        state, roots = train_whole(net.config, net.recipe, by, clips, parent, root_of, plan=plan)
+        start = lean_state(under, net.config, net.recipe, parent, key=unit.key)
+        replay(start, clips, unit, 3)
+        opened = {1: lean_tensors(start)}
+        found = audit_segments(
+            net.config, net.recipe, unit, clips, parent, roots, opened, [0, 1], exact=True,
+            limits=None, root_of=root_of, plan=under,
+        )  # fmt: skip
+        assert state.step == by.steps
+        return [one.passed for one in found]
+
+    assert audited(unit) == [True, True]
+    assert not any(audited(replace(unit, key=b"o" * 16)))
+    assert not any(audited(unit, PLANS["lora-32-nf4"]))
+    assert model_class(net.config, net.recipe, plan) == f"flux-{net.config.parameters}-{name}"
+
+
+def test_swapping_blocks_changes_no_numeric_class(net: TinyNet) -> None:
+    asked: dict[str, Any] = {"batch": 4, "dtype": "bfloat16", "threads": 1, "kernels": "reference"}
+    plan = PLANS["adafactor"]
+    classes = {
+        numeric_class(net.config, net.recipe, plan=one, **asked)
+        for one in (plan, replace(plan, swap=2))
+    }
+    assert len(classes) == 1
+    renamed = numeric_class(net.config, net.recipe, plan=replace(plan, name="x"), **asked)
+    assert renamed not in classes, "the class does not name the plan"
+    assert numeric_class(net.config, net.recipe, **asked) not in classes
 
 
 def test_kernels_of_the_unit_are_used(honest: Trained) -> None:

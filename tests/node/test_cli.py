@@ -18,14 +18,16 @@ from aiohttp import web
 
 from contracts.server import Handler, listening, refusals, routes
 from nodeworld import ROOT, Office, make_policy
-from paris_node import cli, doctor
+from paris_node import cli, doctor, machine
+from paris_node.config import load_settings
 from paris_node.control import Server
 from paris_node.journal import Journal
-from paris_node.machine import RealMachine
+from paris_node.machine import FakeMachine, RealMachine
 from paris_node.volunteer import Phase, Snapshot
 from paris_protocol.envelope import SELF, seal
 from paris_protocol.errors import REASONS, ParisError
 from paris_protocol.keys import load_key
+from paris_protocol.records import PlanRules
 
 VERBS = (
     "join", "run", "start", "stop", "status", "why", "pause", "resume", "finish", "fit", "doctor",
@@ -278,6 +280,8 @@ def test_the_doctor_names_every_fault_with_one_fix(
     tmp_path: Path, call: Call, office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "torch_report", lambda: {"torch": "2", "name": "cpu"})
+    found = [{"case": "float32", "rho": 1e-5, "passed": True}]
+    monkeypatch.setattr(doctor, "numerics_report", lambda _: found)
     assert call("doctor", "--state", tmp_path / "none")[0] == 0
     with serving(office) as url:
         call("join", invite(url, office), "--yes", "--state", tmp_path / "s")
@@ -286,6 +290,51 @@ def test_the_doctor_names_every_fault_with_one_fix(
     bad = {one["name"]: one for one in json.loads(out)["checks"] if not one["ok"]}
     assert code == 1 and set(bad) == {"key", "coordinator"}
     assert all(one["fix"] and one["code"] in REASONS for one in bad.values())
+
+
+def test_the_doctor_tells_of_wrong_numbers(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "torch_report", lambda: {"torch": "2", "name": "cpu"})
+    found = [{"case": "float32", "rho": 0.3, "passed": False}]
+    monkeypatch.setattr(doctor, "numerics_report", lambda _: found)
+    code, out, _ = call("doctor", "--json", "--state", tmp_path / "none")
+    [bad] = [one for one in json.loads(out)["checks"] if not one["ok"]]
+    assert (code, bad["name"], bad["code"]) == (1, "numerics", "machine.numerics")
+    assert "float32: 0.3 apart" in bad["detail"]
+
+
+def test_a_plan_is_chosen_at_joining_and_one_that_cannot_be_is_refused(
+    tmp_path: Path, call: Call, office: Office
+) -> None:
+    offered = PlanRules(plan="adafactor", dtype="bfloat16", update_codec="int8", rate="1")
+    office.control.policies.append(make_policy(office.network, plans=(offered,)).raw)
+    state = tmp_path / "state"
+    with serving(office) as url:
+        named = ("join", invite(url, office), "--yes", "--json", "--state", state, "--plan")
+        code, out, err = call(*named, "lora-16-nf4")
+        assert code == 20 and REASONS["machine.plan"].text in err
+        assert "adafactor" in err, "what it takes is not said"
+        code, out, err = call(*named, "sgd")
+        assert code == 2 and "no plan" in err
+        assert not state.exists()
+        code, out, _ = call("join", invite(url, office), "--dry-run", "--json", "--state", state)
+        assert json.loads(out)["plan"] == "float32"
+        code, out, _ = call(*named, "adafactor")
+    assert code == 0 and json.loads(out[: out.rindex("}") + 1])["plan"] == "adafactor"
+    assert load_settings(state).plan == "adafactor"
+
+
+def test_a_named_plan_that_does_not_fit_is_refused_with_its_bytes(
+    tmp_path: Path, call: Call, office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "RealMachine", lambda: FakeMachine(memory=[100]))
+    with serving(office) as url:
+        code, _, err = call(
+            "join", invite(url, office), "--yes", "--state", tmp_path / "s", "--plan", "float32"
+        )
+    assert code == REASONS["machine.too-small"].exit and "float32 (" in err and "bytes" in err
+    assert not (tmp_path / "s").exists()
 
 
 def test_logs_and_receipts_of_a_folder(tmp_path: Path, call: Call, office: Office) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from nodeworld import Office
 from paris_models.fitting import Facts, offers_of
+from paris_models.plans import PLANS
 from paris_node import cli
 from paris_node.fit import (
     HOME,
@@ -79,8 +80,8 @@ def test_the_parts_of_a_plan_sum_up_to_its_memory() -> None:
 
 def test_a_network_s_unit_is_read_from_its_signed_facts() -> None:
     genesis = Office().genesis.record
-    config, work = work_of_network(genesis, steps=7, units=2, update_bytes=2.0)
-    assert work.steps == 7 and work.update_bytes == 2.0
+    config, work = work_of_network(genesis, steps=7, units=2, codecs={"adafactor": "int8"})
+    assert work.steps == work.commit_every == 7 and work.codecs == {"adafactor": "int8"}
     assert work.tokens * config.patch**2 == (
         genesis.codec.frames * genesis.codec.height * genesis.codec.width
     )
@@ -106,7 +107,7 @@ def test_the_verb_shows_every_size_and_plan(
     state = tmp_path / "none"
     assert call(monkeypatch, "--all", "--json", "--state", state) == 0
     found = json.loads(capsys.readouterr().out)
-    assert len(found["plans"]) == len(ladder_work()) * 13
+    assert len(found["plans"]) == len(ladder_work()) * len(PLANS)
     assert sum(plan["chosen"] for plan in found["plans"]) <= len(ladder_work())
     assert all(plan["why"] for plan in found["plans"] if not plan["fits"])
     assert call(monkeypatch, "--up", "7", "--tflops", "0.5", "--state", state) == 0

@@ -79,14 +79,16 @@ def test_the_real_machine_answers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "name"),
     [
-        ("echo 'NVIDIA H200, 100'; echo 'NVIDIA L4, 20000'", "NVIDIA L4"),
+        ("echo 'NVIDIA H200, 590.1, 100'; echo 'NVIDIA L4, 590.1, 20000'", "NVIDIA L4"),
         ("echo 'no devices were found'; exit 9", None),
-        ("echo 'NVIDIA, Lost, [N/A]'", None),
+        ("echo 'NVIDIA, Lost, 590.1, [N/A]'", None),
+        ("echo 'NVIDIA H200, 100'", None),
     ],
 )
 def test_the_driver_s_tool_is_read_with_suspicion(script: str, name: str | None) -> None:
     found = _nvidia(("sh", "-c", script))
     assert (found.name if found else None) == name
+    assert found is None or found.driver == "590.1"
 
 
 # ---------------------------------------------------------------- settings
@@ -106,6 +108,7 @@ def test_settings_are_read_as_they_were_written(tmp_path: Path) -> None:
         "network = 5",
         'network = "x"\nswarm = 1',
         'network = "x"\nnonsense = 1',
+        'network = "x"\nplan = "sgd"',
         "network = ",
         "\xff",
     ],

@@ -197,9 +197,11 @@ def test_the_process_trains_the_same_bits_stays_for_the_next_unit_and_frees_its_
             if report["event"] == "progress":
                 begun.set()
 
-        result = await process.train(shorter, hear)
+        [found] = await process.test("cpu", ["float32"])
+        assert found["passed"] and found["case"] == "float32"
         pid = process.pid
-        assert pid is not None
+        result = await process.train(shorter, hear)
+        assert pid is not None and process.pid == pid
         task = asyncio.create_task(process.train(order, hear))
         await asyncio.wait_for(begun.wait(), 60)
         assert process.pid == pid, "a second process was started"
