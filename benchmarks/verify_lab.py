@@ -209,7 +209,7 @@ class Lab:
         """A unit of the present head for a node of its own; its shard goes with the seed."""
         number = int(hexed(seed)[:8], 16)
         value = {
-            "kind": "train", "plan": "verify", "node": f"ed25519:{hexed('node', seed)}",
+            "kind": "train", "plan": "float32", "node": f"ed25519:{hexed('node', seed)}",
             "expert": 0, "round": self.round, "unit": number % SHARDS,
             "parent": {"round": self.round, "weights": _file(root_of(self.parent))},
             "shards": [], "seed": hexed("unit", seed), "steps": self.size.steps,

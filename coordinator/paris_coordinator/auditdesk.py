@@ -23,6 +23,8 @@ from paris_coordinator import rounds
 from paris_coordinator.auditing import REVOKING, STATE_COPIES, Audit
 from paris_coordinator.board import Board, Expert, Node, Unit, Work
 from paris_coordinator.events import Answered, Called, Filed, Measured
+from paris_coordinator.planning import plan_name
+from paris_coordinator.withdrawals import spoiled, touched
 from paris_protocol.audit import NO_FAULT, false_auditors, standing_after
 from paris_protocol.errors import ParisError
 from paris_protocol.records import (
@@ -36,6 +38,7 @@ from paris_protocol.records import (
     Revert,
     Revocation,
     Verdict,
+    Withdrawal,
 )
 
 
@@ -112,7 +115,9 @@ class AuditDesk(Board):
             raise ParisError("audit.unknown", f"asked for the states {audit.measured.states}")
         limit = STATE_COPIES * self.genesis.initial.blob.size + (1 << 20)
         for state in record.states:
-            if state.file.root != work.committed.states[state.index]:
+            # After the states comes the residual that the unit began with.
+            roots = (*work.committed.states, work.record.residual)
+            if state.file.root != roots[state.index]:
                 raise ParisError("audit.state", f"state {state.index}")
             if state.file.blob.size > limit:
                 raise ParisError("blob.too-large", f"{state.file.blob.size} of at most {limit}")
@@ -153,7 +158,7 @@ class AuditDesk(Board):
 
     def _audit_assigned(self, id: str, record: Assignment, now: int) -> None:
         task, node = record.audit, self._known(record.node)
-        audit = None if task is None else self.audit_task(record.node, now)
+        audit = None if task is None else self.audit_task(record.node, now, (plan_name(record),))
         if task is None or audit is None or audit.contribution != task.contribution:
             raise ParisError("unit.closed", "nobody drew this auditor")
         if self.open_work(record.node, now) is not None:
@@ -319,12 +324,53 @@ class AuditDesk(Board):
                 unit = self.experts[work.record.expert].units[work.record.unit]
                 unit.accepted, unit.free_since, work.state = None, now, "revoked"
                 work.revocation = id
-            elif work.state == "auditing" and work.contribution is not None:
-                self.trials.remove(work.contribution)
-                self.dismissed.append(work.contribution)
-                self._close(self.audits[work.contribution].tasks.values())
-                work.state = "closed"
+            self._stop_audit(work)
         self._close(node.works)
+
+    def _stop_audit(self, work: Work) -> None:
+        """An audit under way ends here; its draw is still published with a verdict."""
+        if work.state == "auditing" and work.contribution is not None:
+            self.trials.remove(work.contribution)
+            self.dismissed.append(work.contribution)
+            self._close(self.audits[work.contribution].tasks.values())
+            work.state = "closed"
+
+    # ------------------------------------------------------------ withdrawn clips
+
+    def _withdraw(self, clip: str, reason: str) -> None:
+        """The clip is to be withdrawn; its shards are found by whoever carries that out."""
+        self._not_withdrawn(clip)
+        if clip in self.withdrawing:
+            raise ParisError("clip.withdrawn", clip[:16])
+        self.withdrawing[clip] = reason
+
+    def _not_withdrawn(self, clip: str) -> None:
+        if any(known.clip == clip for known in self.withdrawals.values()):
+            raise ParisError("clip.withdrawn", clip[:16])
+
+    def _withdrawn(self, id: str, record: Withdrawal, now: int) -> None:
+        """Its shards are leased no more, and work on them that is in no head does not count."""
+        self._not_withdrawn(record.clip)
+        shards = (shard for cluster in self.genesis.clusters for shard in cluster.shards)
+        if not record.shards or not {s.file.blob.id for s in shards}.issuperset(record.shards):
+            raise ParisError("clip.unknown", record.clip[:16])
+        if record.heads != touched(self, record.shards):
+            raise ParisError("unit.closed", "these are not the heads that it touched")
+        self.withdrawals[id] = record
+        self.withdrawing.pop(record.clip, None)
+        self.withdrawn |= frozenset(record.shards)
+        for work in self.works.values():
+            if not spoiled(self, work.record):
+                continue
+            if work.state == "accepted":
+                unit = self.experts[work.record.expert].units[work.record.unit]
+                unit.accepted, unit.free_since, work.state = None, now, "withdrawn"
+            self._stop_audit(work)
+            self._close([work.id])
+        for expert in self.experts:
+            left = self.left(expert)
+            for unit in expert.units:
+                unit.shards = tuple(shard for shard in unit.shards if shard in left)
 
     def _reverted(self, id: str, record: Revert, now: int) -> None:
         """A head without what a revocation took back; the round begins anew on it."""
@@ -344,7 +390,7 @@ class AuditDesk(Board):
         self._open_round(expert, now)
 
     def _open_round(self, expert: Expert, now: int) -> None:
-        shards = self.genesis.clusters[expert.index].shards
+        shards = self.left(expert)
         # A repeated round deals the shards anew: the same unit could fail the same way again.
         hands = rounds.deal(shards, self.policy.plan.units, expert.round + expert.attempt)
         expert.units, expert.opened = [Unit(hand, now) for hand in hands], None

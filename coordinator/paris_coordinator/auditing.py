@@ -19,8 +19,9 @@ from fractions import Fraction
 from typing import Final, Literal
 
 from paris_coordinator.events import Answered, Measured
-from paris_protocol.audit import draw_auditors, states_to_open
+from paris_protocol.audit import draw_auditors, segments_of, states_to_open
 from paris_protocol.records import (
+    Assignment,
     AuditReport,
     AuditRules,
     BlobRef,
@@ -97,17 +98,23 @@ class Audit:
         return overdue and not self.opened
 
 
-def states_wanted(rules: AuditRules, draw: Draw, segments: int, exact: bool) -> tuple[int, ...]:
+def states_wanted(
+    rules: AuditRules, draw: Draw, record: Assignment, exact: bool, calibrated: bool
+) -> tuple[int, ...]:
     """Places of the states to open: the drawn segments' and always the last of all.
 
     The last one shows that the update is what the training made: honest states beside another
     result are no proof of work. Volunteers may be of another numeric class than the trainer, so
-    they get both ends of each segment. Where no replay could prove anything nothing is asked for.
+    they get both ends of each segment. Where no replay could prove anything, because the machines
+    differ and no tolerance was calibrated for this model and plan, nothing is asked for.
+    The place behind the last state is that of the residual that a unit began with, if it did.
     """
-    if not draw.audited or not (exact or rules.tolerances):
+    if not draw.audited or not (exact or calibrated):
         return ()
     needed = states_to_open(draw.segments, exact=exact and not rules.auditors)
-    return tuple(sorted({*needed, segments}))
+    last = segments_of(record)
+    behind = () if record.residual is None else (last + 1,)
+    return tuple(sorted({*needed, last, *behind}))
 
 
 def next_step(audit: Audit, now: int, patience: int) -> Step:

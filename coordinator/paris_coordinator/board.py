@@ -10,14 +10,14 @@ answer depends on the state and on `now` alone. It refuses unknown contributions
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from paris_coordinator.auditing import Audit
 from paris_coordinator.events import Sampled, Scanned
-from paris_coordinator.judging import BLOCK
+from paris_coordinator.planning import plan_name
 from paris_coordinator.secrets import Shelf
-from paris_protocol.canonical import real
 from paris_protocol.errors import ParisError
 from paris_protocol.records import (
     Assignment,
@@ -32,22 +32,15 @@ from paris_protocol.records import (
     Revocation,
     Shard,
     Verdict,
+    Withdrawal,
 )
 
 State = Literal[
-    "open",
-    "uploading",
-    "queued",
-    "auditing",
-    "accepted",
-    "refused",
-    "merged",
-    "unpublished",
-    "revoked",
-    "reported",
-    "closed",
-]
-"""`revoked`: accepted, then taken back with its node's key; `reported`: an audit that was done."""
+    "open", "uploading", "queued", "auditing", "accepted", "refused", "merged", "unpublished",
+    "revoked", "withdrawn", "reported", "closed",
+]  # fmt: skip
+"""`revoked` and `withdrawn`: accepted, then taken back with its node's key, or with a clip that it
+was trained on; `reported`: an audit that was done."""
 
 
 @dataclass(slots=True)
@@ -82,7 +75,7 @@ class Work:
 
 @dataclass(slots=True)
 class Unit:
-    """One unit of the current round: its shards, what happened, who accepted it."""
+    """One unit of the current round: its shards (without any it is closed), and what happened."""
 
     shards: tuple[Shard, ...]
     free_since: int
@@ -136,7 +129,7 @@ class Board:
 
     `trials` and `dismissed` are contributions whose audit is under way, and such as came too late
     and wait for the verdict that says so; `leases` and `draws` count the assignments and the draws
-    of each hash chain.
+    of each hash chain; `withdrawing`: clips to be withdrawn, and why; `withdrawn`: shards.
     """
 
     def __init__(self, network: str, genesis: Genesis, policy: Policy, policy_id: str = "") -> None:
@@ -157,6 +150,9 @@ class Board:
         self.merges: dict[str, Merge] = {}
         self.revocations: dict[str, Revocation] = {}
         self.reverts: dict[str, Revert] = {}
+        self.withdrawing: dict[str, str] = {}
+        self.withdrawals: dict[str, Withdrawal] = {}
+        self.withdrawn: frozenset[str] = frozenset()
         self.releases: dict[str, Release] = {}
         self.router: str | None = None
         self.sampled: Sampled | None = None
@@ -171,13 +167,22 @@ class Board:
 
     @property
     def complete(self) -> bool:
-        """Whether every expert has its planned merges."""
-        return all(expert.round >= self.policy.plan.rounds for expert in self.experts)
+        """Whether every expert has its planned merges, or nothing left to be trained on."""
+        return all(self.ended(expert) for expert in self.experts)
 
     @property
     def roots(self) -> tuple[str, ...]:
         """The tensor roots of the current heads, by expert."""
         return tuple(expert.head.weights.root for expert in self.experts)
+
+    def left(self, expert: Expert) -> tuple[Shard, ...]:
+        """The shards of the expert's cluster of which no clip was withdrawn."""
+        shards = self.genesis.clusters[expert.index].shards
+        return tuple(shard for shard in shards if shard.file.blob.id not in self.withdrawn)
+
+    def ended(self, expert: Expert) -> bool:
+        """Whether the expert has its planned merges, or no shard left."""
+        return expert.round >= self.policy.plan.rounds or not self.left(expert)
 
     def work_of(self, contribution: str) -> Work:
         """The work that this contribution belongs to, or ParisError("unit.unknown")."""
@@ -224,11 +229,16 @@ class Board:
             known = self.nodes[known.after]
         return known
 
-    def audit_task(self, node: str, now: int) -> Audit | None:
-        """The oldest audit that this node was drawn for and has not been given yet."""
+    def audit_task(self, node: str, now: int, plans: Collection[str] | None = None) -> Audit | None:
+        """The oldest audit that this node was drawn for and has not been given yet.
+
+        `plans`: only such as train by one of these, which the node says that it can do.
+        """
         for contribution in self.trials:
             audit = self.audits[contribution]
             drawn = node in (audit.called or ()) and node not in audit.tasks
+            if plans is not None and plan_name(self.work_of(contribution).record) not in plans:
+                continue
             if drawn and audit.own is None and now <= audit.called_at + self.policy.soft_deadline:
                 return audit
         return None
@@ -288,7 +298,7 @@ class Board:
         best: tuple[Any, Expert, int] | None = None
         leaving = {expert for expert, _ in self.reverting()}
         for expert in self.experts:
-            if expert.round >= self.policy.plan.rounds or expert.index in leaving:
+            if self.ended(expert) or expert.index in leaving:
                 continue
             busy = sum(not self.free(unit, now) for unit in expert.units)
             for number, unit in enumerate(expert.units):
@@ -301,8 +311,8 @@ class Board:
         return best and (best[1], best[2])
 
     def free(self, unit: Unit, now: int) -> bool:
-        """Not accepted, nothing of it queued, and no lease within its soft deadline."""
-        if unit.accepted is not None:
+        """Not accepted or closed, nothing of it queued, and no lease within its soft deadline."""
+        if unit.accepted is not None or not unit.shards:
             return False
         for id in unit.works:
             work = self.works[id]
@@ -324,28 +334,6 @@ class Board:
         )
 
     # ------------------------------------------------------------ measurements for the verifier
-
-    def relative_norms(self, turn: int) -> list[float]:
-        """Relative norms (L2, number `relative`) of the accepted work of this round, in order."""
-        return [
-            real(value)
-            for work in self.works.values()
-            if work.judged is not None and _stands(work) and work.record.round == turn
-            for layer in work.judged.layers
-            for name, value in layer.numbers
-            if name == "relative"
-        ]
-
-    def block_norms(self, expert: int) -> dict[str, list[str]]:
-        """L2's numbers per block of the expert's accepted work, in order, by the block's name."""
-        found: dict[str, list[str]] = {}
-        for work in self.works.values():
-            if work.judged is not None and _stands(work) and work.record.expert == expert:
-                for layer in work.judged.layers:
-                    for name, value in layer.numbers:
-                        if name.startswith(BLOCK):
-                            found.setdefault(name.removeprefix(BLOCK), []).append(value)
-        return found
 
     def head_of(self, step: str) -> Head:
         """The head that a published merge or a revert made."""
@@ -374,8 +362,3 @@ class Board:
             and other.state not in ("open", "uploading")
             and other.handed_in is not None
         ]
-
-
-def _stands(work: Work) -> bool:
-    """Accepted, and not taken back with its node's key."""
-    return work.judged is not None and work.judged.accepted and work.revocation is None

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -44,17 +44,12 @@ from paris_coordinator.tolerances import (
     table,
     tolerances,
 )
-from paris_models import noise
+from paris_models import lean, noise
 from paris_models.checkpoint import load_tensors, save_tensors
 from paris_models.config import ExpertConfig, RecipeConfig, UnitConfig
+from paris_models.plans import PLANS, Plan
 from paris_models.replay import model_class, replay
 from paris_models.shards import ClipTable, read_shards
-from paris_models.train import (
-    TrainState,
-    load_state_tensors,
-    new_state,
-    state_tensors,
-)
 from paris_protocol.envelope import open_genesis, unseal
 from paris_protocol.errors import ParisError
 from paris_protocol.net.store import BlobStore, write_atomic
@@ -110,12 +105,24 @@ class Source:
     shards: tuple[Path, ...]
     dtype: str
     every: int
+    plan: Plan = PLANS["float32"]
 
     @property
     def model(self) -> str:
-        """The model class of its tolerances."""
+        """The model class of its tolerances: they hold for one model under one training plan."""
         config = ExpertConfig.from_record(self.expert)
-        return model_class(config, RecipeConfig.from_record(self.recipe))
+        return model_class(config, RecipeConfig.from_record(self.recipe), self.plan)
+
+    def under(self, name: str) -> Source:
+        """The same under another training plan, at that one's precision.
+
+        `recipe.invalid` for a plan that there is not.
+        """
+        if name not in PLANS:
+            raise ParisError("recipe.invalid", f"there is no plan {name}")
+        plan = PLANS[name]
+        own = plan.optimiser == "recipe"
+        return replace(self, plan=plan, dtype=self.dtype if own else plan.compute)
 
 
 def of_prepared(folder: Path) -> Source:
@@ -165,10 +172,12 @@ def calibrated(
     """All of `calibrate`: facts for programs, a table for people, and the file that is asked for.
 
     The file holds the tolerances as TOML, or this machine's results as JSON (`measure_only`).
-    `recipe.invalid` for a dtype that there is not and for files that hold no results.
+    `recipe.invalid` for a dtype that there is not, or that the plan does not compute in, and for
+    files that hold no results.
     """
     wanted = tuple(dtypes or (source.dtype,))
-    if not set(wanted) <= {"float32", "bfloat16"}:
+    known = {"float32", "bfloat16"} if source.plan.optimiser == "recipe" else {source.dtype}
+    if not set(wanted) <= known:
         raise ParisError("recipe.invalid", f"dtype {', '.join(wanted)}")
     foreign = [result for path in others for result in read_results(_read(path), source.model)]
     found = measure(
@@ -211,6 +220,7 @@ def measure(
                 "dtypes": list(dtypes),
                 "device": device,
                 "begins": name,
+                "plan": source.plan.name,
                 "kernel": kernel.name,
                 "threads": kernel.threads,
                 "attention": kernel.attention,
@@ -240,7 +250,7 @@ def perform(order: Json) -> Json:
     recipe = RecipeConfig.from_record(Recipe.model_validate_json(json.dumps(order["recipe"])))
     clips = read_shards([Path(path) for path in order["shards"]])
     parent = load_tensors(Path(order["initial"]))
-    device = str(order["device"])
+    device, plan = str(order["device"]), PLANS[order["plan"]]
     runs = []
     with _attention(str(order["attention"])):
         for dtype in order["dtypes"]:
@@ -254,7 +264,7 @@ def perform(order: Json) -> Json:
                     threads=int(order["threads"]),
                     kernels=order["kernels"],
                 )
-                state = new_state(config, recipe, parent, device=device)
+                state = lean.new_state(plan, config, recipe, parent, key=unit.key, device=device)
                 if pair % 2:
                     begin = Path(order["begins"]) / f"{dtype}-{pair}.safetensors"
                     _warm(state, clips, unit, begin)
@@ -263,28 +273,28 @@ def perform(order: Json) -> Json:
         "format": FORMAT,
         "machine": _machine(device),
         "kernel": order["kernel"],
-        "model": model_class(config, recipe),
+        "model": model_class(config, recipe, plan),
         "runs": runs,
     }
 
 
-def _warm(state: TrainState, clips: ClipTable, unit: UnitConfig, begin: Path) -> None:
+def _warm(state: lean.State, clips: ClipTable, unit: UnitConfig, begin: Path) -> None:
     """The reference trains to the state and keeps it, all others begin at its very bits."""
     if not begin.exists():
         replay(state, clips, unit, WARM)
-        save_tensors(state_tensors(state), begin)
-    load_state_tensors(state, load_tensors(begin))
+        save_tensors(lean.state_tensors(state), begin)
+    lean.load_state_tensors(state, load_tensors(begin))
 
 
 def _segment(
-    state: TrainState, clips: ClipTable, unit: UnitConfig, steps: Sequence[int], pair: int
+    state: lean.State, clips: ClipTable, unit: UnitConfig, steps: Sequence[int], pair: int
 ) -> Iterator[Json]:
     """The segment's change after each number of steps, as sketches."""
-    begin = {name: tensor.detach().clone() for name, tensor in state_tensors(state).items()}
+    begin = {name: tensor.detach().clone() for name, tensor in lean.state_tensors(state).items()}
     first, start = state.step, root_of(begin)
     for count in steps:
         replay(state, clips, unit, first + count)
-        end = state_tensors(state)
+        end = lean.state_tensors(state)
         yield {
             "dtype": unit.dtype,
             "pair": pair,

@@ -1,4 +1,4 @@
-"""The verbs of `paris-coordinator` that belong to trust: inspect, audit, revoke, log.
+"""The verbs of `paris-coordinator` that belong to trust: inspect, audit, revoke, withdraw, log.
 
 They are added to the one command of `paris_coordinator.cli`; nothing heavy is imported before a
 verb runs. Verbs that other files hold are added at the end::
@@ -24,7 +24,7 @@ Contribution = Annotated[str, typer.Argument(help="Its id, or the beginning of i
 
 def add(app: typer.Typer) -> None:
     """Adds the verbs to the command."""
-    for verb in (inspect, audit, calibrate, revoke, log, policy):
+    for verb in (inspect, audit, calibrate, revoke, withdraw, log, policy):
         app.command()(verb)
 
 
@@ -77,6 +77,7 @@ def calibrate(
         list[int] | None, typer.Option(help="Steps of a segment; may be repeated.", min=1)
     ] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16.")] = None,
+    plan: Annotated[str, typer.Option(help="The training plan, such as lora-32-nf4.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
     results: Annotated[
         list[Path] | None, typer.Option(help="What another machine measured; may be repeated.")
@@ -101,8 +102,8 @@ def calibrate(
         raise ParisError("usage", "--measure-only needs --out FILE")
     source = of_state(state) if state is not None else of_prepared(prepared or Path())
     facts, text, file = calibrated(
-        source, pairs=pairs, steps=steps, dtypes=dtype, device=device, others=results or (),
-        measure_only=measure_only, factor=factor,
+        source.under(plan), pairs=pairs, steps=steps, dtypes=dtype, device=device,
+        others=results or (), measure_only=measure_only, factor=factor,
     )  # fmt: skip
     if out is not None:
         write_atomic(out, file.encode())
@@ -129,6 +130,22 @@ def revoke(
     if facts["revoked"]:
         raise ParisError("node.revoked", facts["revoked"])
     leave_order(state, "revoke", node, reason)
+
+
+def withdraw(
+    clip: Annotated[str, typer.Argument(help="A clip's file name, or its SHA-256 in hex.")],
+    reason: Annotated[str, typer.Option(help="A few words for the statement.")] = "",
+    state: StateOption = STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Order a clip out of training: its shards are leased no more, and its heads are named."""
+    from paris_coordinator.withdrawing import check_reason, consequences, consequences_text
+
+    check_reason(reason)
+    facts = consequences(state, clip)
+    show(facts, as_json, consequences_text(facts))
+    for one in facts["clips"]:
+        leave_order(state, "withdraw", one, reason)
 
 
 def log(

@@ -11,8 +11,9 @@ ledger, and a replay rebuilds it exactly. It owns no key and no clock: the offic
 
 Promises: a node holds one open assignment, audits among them; units of a round have disjoint
 shards; a unit is accepted once; a contribution merges once; whatever was accepted is in its round's
-merge or was left out there by name, unless its node's key was revoked before; every contribution
-that arrived whole under a policy with audits has a draw number, without gaps, and gets a verdict.
+merge or was left out there by name, unless its node's key was revoked before, or a clip of its
+shards withdrawn; no withdrawn shard is leased; every contribution that arrived whole under a policy
+with audits has a draw number, without gaps, and gets a verdict.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from paris_coordinator import rounds
+from paris_coordinator import earlier, planning, rounds
 from paris_coordinator.agenda import due
 from paris_coordinator.auditdesk import AuditDesk
 from paris_coordinator.board import Expert, Node, Work
@@ -45,6 +46,8 @@ from paris_coordinator.events import (
     Trained,
     Uploaded,
 )
+from paris_coordinator.withdrawals import spoiled
+from paris_protocol.canonical import real
 from paris_protocol.errors import ParisError
 from paris_protocol.records import (
     Assignment,
@@ -58,6 +61,7 @@ from paris_protocol.records import (
     LeaseRequest,
     Merge,
     Opening,
+    PlanRules,
     Policy,
     Registration,
     Release,
@@ -66,6 +70,7 @@ from paris_protocol.records import (
     SecretSet,
     SecretSetOpened,
     Verdict,
+    Withdrawal,
 )
 
 ASK_AGAIN = 3.0
@@ -131,11 +136,13 @@ class Desk(AuditDesk):
             raise ParisError("network.version", f"{least} or newer")
         if (work := self.open_work(node, now)) is not None:
             return Again(work.id)
-        if (audit := self.audit_task(node, now)) is not None:
+        if (audit := self.audit_task(node, now, planning.able(request.plans))) is not None:
             return Grant(self._audit_draft(audit, node, now))
         if self.complete:
             return Finished()
-        rounds.check_fit(self.genesis, request.memory_mb, request.disk_mb)
+        plan = planning.choose(self.policy, request.plans)
+        lean = plan.plan != planning.OWN
+        rounds.check_fit(self.genesis, request.memory_mb, request.disk_mb, lean=lean)
         rules = self.policy.audit
         if rules is not None and self.leases.get(rules.chain, 0) >= rules.chain_length:
             raise ParisError("work.none", "the policy's hash chain is used up", retry_after=60.0)
@@ -144,13 +151,23 @@ class Desk(AuditDesk):
             raise ParisError(
                 "work.none", "all units of the open rounds are taken", retry_after=ASK_AGAIN
             )
-        return Grant(self._draft(node, *choice, now))
+        expert, number = choice
+        residual = earlier.residual(self, node, expert.index, plan.update_codec, request.cached)
+        return Grant(self._draft(node, plan, expert, number, now, residual))
 
-    def _draft(self, node: str, expert: Expert, number: int, now: int) -> Assignment:
+    def _draft(
+        self,
+        node: str,
+        rules: PlanRules,
+        expert: Expert,
+        number: int,
+        now: int,
+        residual: str | None,
+    ) -> Assignment:
         policy, plan = self.policy, self.policy.plan
         return Assignment(
             kind="train",
-            plan=f"policy {policy.number}, {plan.schedule}",
+            plan=rules.plan,
             node=node,
             expert=expert.index,
             round=expert.round,
@@ -167,17 +184,18 @@ class Desk(AuditDesk):
             ),
             steps=plan.steps,
             batch=self.genesis.recipe.batch,
-            rate=rounds.rate(plan, expert.round),
+            rate=rounds.rate(plan, expert.round, real(rules.rate)),
             optimiser_state="fresh",
-            dtype=policy.dtype,
+            dtype=rules.dtype,
             threads=policy.threads,
             kernels=policy.kernels,
-            update_codec=policy.update_codec,
+            update_codec=rules.update_codec,
             commit_every=policy.commit_every,
             policy=policy.number,
             issued=now,
             soft_deadline=now + policy.soft_deadline,
             hard_deadline=now + policy.hard_deadline,
+            residual=residual,
         )
 
     # ------------------------------------------------------------ facts
@@ -211,6 +229,8 @@ class Desk(AuditDesk):
                 self._rotated(event, record, now)
             case Revert() as record:
                 self._reverted(event.id, record, now)
+            case Withdrawal() as record:
+                self._withdrawn(event.id, record, now)
             case SecretSet() as record:
                 head = self.experts[record.expert].head
                 self.shelf.committed(event.id, record, head.weights.root)
@@ -232,6 +252,8 @@ class Desk(AuditDesk):
         if record.parent != expert.head or record.unit >= len(expert.units):
             raise ParisError("unit.closed", "the head has moved on")
         unit = expert.units[record.unit]
+        if record.shards != unit.shards:
+            raise ParisError("unit.closed", "its shards are others now")
         if not self.free(unit, now) or self.open_work(record.node, now) is not None:
             raise ParisError("unit.closed", "the unit or the node is taken")
         rules = self.policies[record.policy].audit
@@ -260,6 +282,8 @@ class Desk(AuditDesk):
             raise ParisError("unit.unknown", assignment[:16])
         if work.record.node != event.signer:
             raise ParisError("unit.not-yours")
+        if spoiled(self, work.record):
+            raise ParisError("unit.withdrawn")
         if work.contribution is not None:
             raise ParisError("unit.second-result", "another contribution is known")
         if work.state != "open" or now > work.record.hard_deadline:
@@ -314,6 +338,9 @@ class Desk(AuditDesk):
     def _order(self, fact: Ordered) -> None:
         if fact.order == "release":
             self.ordered = True
+            return
+        if fact.order == "withdraw":
+            self._withdraw(fact.subject, fact.reason or "the operator's order")
             return
         node = self._unrevoked(fact.subject)
         if fact.order == "lift":

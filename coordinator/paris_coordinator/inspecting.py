@@ -18,15 +18,17 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from paris_coordinator import rounds
+from paris_coordinator import earlier, rounds
 from paris_coordinator.board import Work
 from paris_coordinator.config import State
 from paris_coordinator.desk import Desk
-from paris_coordinator.genesis import file_root, read_header
+from paris_coordinator.genesis import file_root
+from paris_coordinator.planning import kind
 from paris_coordinator.reading import one_of, open_desk
 from paris_coordinator.secrets import operator_secret
+from paris_models.config import ExpertConfig
 from paris_protocol.canonical import real
 from paris_protocol.errors import REASONS, ParisError
 from paris_protocol.net.store import BlobStore
@@ -74,10 +76,6 @@ MEANING: Final = {
     "reports": "audit reports behind it",
     "equal": "committed states equal to the known answer's",
 }
-CODECS: Final[dict[str, Literal["dense-f32", "dense-bf16"]]] = {
-    "F32": "dense-f32",
-    "BF16": "dense-bf16",
-}
 LEAST: Final = 3
 """So many others make a median worth comparing with."""
 FAR: Final = 4.0
@@ -108,7 +106,7 @@ def inspect(folder: Path, beginning: str) -> Json:
         "verdict": work.verdict,
         "code": verdict and verdict.code,
         "merge": work.merge,
-        "layers": compared(layers, cohort(desk, record.round, work.contribution)),
+        "layers": compared(layers, cohort(desk, record, work.contribution)),
         "draw": draw and draw.model_dump(mode="json"),
         "reports": list(verdict.reports) if verdict else [],
         "revocation": work.revocation,
@@ -129,7 +127,8 @@ def inspect_file(folder: Path, file: Path, head: str) -> Json:
     if not file.is_file():
         raise ParisError("not-found", str(file))
     expert, parent = find_head(desk, head)
-    answer = perform(_job(state, desk, file, expert, parent))
+    job = _job(state, desk, file, expert, parent)
+    answer = perform(job)
     if "error" in answer:
         raise ParisError(answer["error"]["code"], answer["error"]["detail"])
     layers = [Layer.model_validate_json(json.dumps(one)) for one in answer["result"]["layers"]]
@@ -137,7 +136,10 @@ def inspect_file(folder: Path, file: Path, head: str) -> Json:
         "file": str(file),
         "expert": expert,
         "parent": parent.model_dump(mode="json"),
-        "layers": compared(layers, cohort(desk, parent.round, None)),
+        "layers": compared(
+            layers,
+            cohort(desk, Assignment.model_validate_json(json.dumps(job["assignment"])), None),
+        ),
     }
 
 
@@ -165,20 +167,21 @@ def _heads(desk: Desk) -> Iterator[tuple[int, Head]]:
 
 def _job(state: State, desk: Desk, file: Path, expert: int, parent: Head) -> Json:
     """A verify job about a file that nobody handed in: claims and seed are made up."""
+    from paris_coordinator.jobs.loose import offered
+
     policy, plan, store = desk.policy, desk.policy.plan, BlobStore(state.store)
-    dtypes = {entry[0] for entry in read_header(file, None).tensors.values()}
-    codec = CODECS.get("".join(dtypes), policy.update_codec)
+    rules = offered(policy, file, ExpertConfig.from_record(desk.genesis.expert))
     made_up = "0" * 64
     size = file.stat().st_size
     update = TensorFile.model_validate(
         {"blob": {"id": made_up, "size": size}, "root": file_root(file)}
     )
     assignment = Assignment(
-        kind="train", plan="inspect", node=f"ed25519:{made_up}", expert=expert, round=parent.round,
+        kind="train", plan=rules.plan, node=f"ed25519:{made_up}", expert=expert, round=parent.round,
         unit=0, parent=parent, shards=(), seed=made_up, steps=plan.steps,
-        batch=desk.genesis.recipe.batch, rate=rounds.rate(plan, parent.round),
-        optimiser_state="fresh", dtype=policy.dtype, threads=policy.threads,
-        kernels=policy.kernels, update_codec=codec, commit_every=policy.commit_every,
+        batch=desk.genesis.recipe.batch, rate=rounds.rate(plan, parent.round, real(rules.rate)),
+        optimiser_state="fresh", dtype=rules.dtype, threads=policy.threads,
+        kernels=policy.kernels, update_codec=rules.update_codec, commit_every=policy.commit_every,
         policy=policy.number, issued=0, soft_deadline=0, hard_deadline=0,
     )  # fmt: skip
     contribution = Contribution(
@@ -195,20 +198,21 @@ def _job(state: State, desk: Desk, file: Path, expert: int, parent: Head) -> Jso
         "parent": str(store.path(parent.weights.blob)),
         "private": str(state.private_shard("validation", expert)),
         "secret": operator_secret(state.seed(), "held-out"),
-        "history": desk.relative_norms(parent.round),
+        "history": earlier.relative_norms(desk, assignment),
     }
 
 
 # ---------------------------------------------------------------- numbers beside the cohort's
 
 
-def cohort(desk: Desk, turn: int, without: str | None) -> list[Sequence[Layer]]:
-    """The layers of all other accepted contributions of this round, of all experts."""
+def cohort(desk: Desk, like: Assignment, without: str | None) -> list[Sequence[Layer]]:
+    """The layers of all other accepted contributions of its round and kind, of all experts."""
     return [
         work.judged.layers
         for work in desk.works.values()
         if work.judged is not None and work.judged.accepted
-        if work.record.round == turn and work.contribution != without
+        if work.record.round == like.round and work.contribution != without
+        if kind(work.record) == kind(like)
     ]
 
 

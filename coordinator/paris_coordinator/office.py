@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from paris_coordinator.archive import Archive
@@ -30,6 +30,7 @@ from paris_coordinator.events import (
 )
 from paris_coordinator.ledger import Person
 from paris_coordinator.pen import Pen
+from paris_coordinator.planning import able
 from paris_coordinator.replay import entry_of, replay
 from paris_coordinator.uploads import Uploads
 from paris_protocol.audit import make_draw, segments_of
@@ -65,6 +66,7 @@ class Office(Archive):
         self._pen = Pen(self.ledger, self._rebuild)
         self.uploads = Uploads(self.store, lambda: self.desk, self.tell)
         self.blocks: dict[str, str] = {}
+        self.plans: dict[str, Sequence[str]] = {}
         self._projecting = asyncio.Lock()
 
     # ------------------------------------------------------------ writing
@@ -153,6 +155,7 @@ class Office(Archive):
         """
         sealed = self._open(raw, LeaseRequest)
         self.blocks[sealed.signer] = address_block(remote)
+        self.plans[sealed.signer] = able(sealed.record.plans)
         await self._introduce(sealed)
         [effect] = self.desk.handle(LeaseAsked(sealed.signer, sealed.record), self.now())
         match effect:

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from paris_coordinator import planning
 from paris_coordinator.auditing import chain_start
 from paris_coordinator.config import State
 from paris_coordinator.ledger import STATEMENT, Entry, Envelope, Ledger
@@ -80,6 +81,7 @@ def following(before: Sealed[Policy], changed: Mapping[str, Any], now: int) -> P
         raise ParisError("recipe.invalid", "policy.coordinator_keys: nobody could sign")
     if policy.witness_quorum > len(set(policy.witnesses)):
         raise ParisError("recipe.invalid", "policy.witness_quorum: more than there are witnesses")
+    planning.check(policy)
     return policy
 
 

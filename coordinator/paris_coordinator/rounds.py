@@ -19,7 +19,9 @@ from paris_protocol.errors import ParisError
 from paris_protocol.records import Genesis, Rate, RoundPlan, Shard
 
 MEMORY_COPIES = 6
-"""Weights, gradient, two moments, the parent and the update: the least a trainer holds at once."""
+"""Weights, gradient, two moments, the parent and the update: the least that float32 holds."""
+DISK_COPIES, LEAST_DISK_COPIES = 3, 2
+"""Heads' worth of disk: parent, state and update in float32; at least a parent and its next."""
 
 
 def deal(shards: Sequence[Shard], units: int, turn: int) -> list[tuple[Shard, ...]]:
@@ -40,8 +42,11 @@ def peak(plan: RoundPlan, turn: int) -> float:
     return floor + (1 - floor) / 2 * (1 + math.cos(math.pi * turn / max(1, plan.rounds)))
 
 
-def rate(plan: RoundPlan, turn: int) -> Rate:
-    """The learning-rate multiplier of a unit of round `turn`, warm-up in steps."""
+def rate(plan: RoundPlan, turn: int, factor: float = 1.0) -> Rate:
+    """The learning-rate multiplier of a unit of round `turn`, warm-up in steps.
+
+    `factor` is what the policy asks of a training plan beside the network's own.
+    """
     start, end = (
         (peak(plan, turn), peak(plan, turn + 1))
         if plan.schedule == "slice"
@@ -49,7 +54,9 @@ def rate(plan: RoundPlan, turn: int) -> Rate:
     )
     share = real(plan.warmup)
     warmup = min(plan.steps, max(2, round(share * plan.steps))) if share > 0 else 0
-    return Rate(start=decimal(start), end=decimal(end), shape="cosine", warmup=warmup)
+    return Rate(
+        start=decimal(factor * start), end=decimal(factor * end), shape="cosine", warmup=warmup
+    )
 
 
 def seed(network: str, expert: int, turn: int, unit: int, parent_root: str, number: int) -> str:
@@ -62,13 +69,17 @@ def least_memory_mb(genesis: Genesis) -> int:
     return MEMORY_COPIES * genesis.initial.blob.size >> 20
 
 
-def check_fit(genesis: Genesis, memory_mb: int, disk_mb: int) -> None:
-    """Refuses a machine that can hold no expert of the network: ParisError("machine.too-small")."""
+def check_fit(genesis: Genesis, memory_mb: int, disk_mb: int, *, lean: bool = False) -> None:
+    """Refuses a machine that can hold no expert of the network: ParisError("machine.too-small").
+
+    `lean`: under another plan than float32. What that needs the node has found out by itself.
+    """
     need = least_memory_mb(genesis)
-    if memory_mb < need:
+    if memory_mb < need and not lean:
         raise ParisError("machine.too-small", f"{memory_mb} MiB of memory, at least {need} needed")
     shard = max((s.file.blob.size for c in genesis.clusters for s in c.shards), default=0)
-    need = (3 * genesis.initial.blob.size + shard) >> 20
+    copies = LEAST_DISK_COPIES if lean else DISK_COPIES
+    need = (copies * genesis.initial.blob.size + shard) >> 20
     if disk_mb < need:
         raise ParisError("machine.too-small", f"{disk_mb} MiB of disk, at least {need} needed")
 

@@ -14,14 +14,17 @@ import asyncio
 import json
 from typing import Any, Final, Literal, Protocol
 
-from paris_coordinator import auditing, judging, secrets
+from paris_coordinator import auditing, earlier, judging, secrets
 from paris_coordinator.board import Board, Work
 from paris_coordinator.events import Answered, Called, Measured, Scored
 from paris_coordinator.office import Office
-from paris_protocol.audit import segments_of
+from paris_coordinator.planning import able, plan_name
+from paris_coordinator.withdrawals import spoiled
+from paris_protocol.audit import tolerance_for
 from paris_protocol.errors import ParisError
 from paris_protocol.records import (
     AuditReport,
+    AuditRules,
     Challenge,
     Draw,
     Layer,
@@ -48,7 +51,7 @@ class Verdicts:
 
     def __init__(self, office: Office, jobs: Jobs) -> None:
         self.office, self._jobs = office, jobs
-        self._numerics: dict[tuple[str, int, str, int], str] = {}
+        self._numerics: dict[tuple[str, str, int, str, int], Json] = {}
 
     # ------------------------------------------------------------ L0 to L3
 
@@ -66,11 +69,11 @@ class Verdicts:
             await office.tell(Scored(contribution, private["delta"], private["se"]))
         draw = await office.draw(work)
         if accepted and draw is not None and policy.audit is not None:
-            exact = await self._exact(work)
-            canary = exact and office.is_canary(work)
+            exact, calibrated = await self._comparable(work, policy.audit)
+            # What a unit began with is known here only where it is laid open.
+            canary = exact and work.record.residual is None and office.is_canary(work)
             if work.state == "queued" and (draw.audited or canary):
-                count = segments_of(work.record)
-                states = auditing.states_wanted(policy.audit, draw, count, exact)
+                states = auditing.states_wanted(policy.audit, draw, work.record, exact, calibrated)
                 await office.tell(Measured(contribution, layers, draw, states, canary))
                 return {"contribution": contribution, "audited": draw.audited, "exact": exact}
         return await self.file(contribution, layers, accepted, code, draw)
@@ -116,9 +119,12 @@ class Verdicts:
         return await self.file(contribution, (), False, code, draw)
 
     async def dismiss(self, contribution: str) -> Json:
-        """The verdict on what came too late or from a revoked key: its draw is published."""
-        node = self.office.desk.nodes[self.office.desk.work_of(contribution).record.node]
-        return await self.refuse(contribution, "node.revoked" if node.revoked else "unit.closed")
+        """The verdict on what nobody can use any more, for which reason: its draw is published."""
+        desk = self.office.desk
+        record = desk.work_of(contribution).record
+        over = "unit.withdrawn" if spoiled(desk, record) else "unit.closed"
+        revoked = desk.nodes[record.node].revoked
+        return await self.refuse(contribution, "node.revoked" if revoked else over)
 
     def _verify_job(self, work: Work, policy: Policy) -> Json:
         office, record = self.office, work.record
@@ -139,8 +145,8 @@ class Verdicts:
             "previous": None if before is None else str(office.head_file(before)),
             "private": str(office.state.private_shard("validation", record.expert)),
             "others": rivals,
-            "history": office.desk.relative_norms(record.round),
-            "blocks": office.desk.block_norms(record.expert),
+            "history": earlier.relative_norms(office.desk, record),
+            "blocks": earlier.block_norms(office.desk, record),
             "policy": policy.model_dump(mode="json"),
             "secret": office.secret("held-out"),
         }
@@ -149,21 +155,28 @@ class Verdicts:
         """The file of a contribution's update."""
         return str(self.office.store.path(work.done.update.blob))
 
-    async def _exact(self, work: Work) -> bool:
-        """Whether its node's class of machine and build is this one, so that bits are demanded."""
-        record, claimed = work.record, work.done.numerics
-        if claimed is None or record.kernels != "reference":
-            return False
-        return claimed == await self._own_numerics(work)
+    async def _comparable(self, work: Work, rules: AuditRules) -> tuple[bool, bool]:
+        """How a replay of this work can prove anything: by equal bits, within a tolerance.
 
-    async def _own_numerics(self, work: Work) -> str:
+        Bits are demanded where its node's class of machine and build is this one. A tolerance holds
+        for one model under one training plan.
+        """
+        record, claimed = work.record, work.done.numerics
+        if not rules.tolerances and (claimed is None or record.kernels != "reference"):
+            return False, False
+        own = await self._own_numerics(work)
+        exact = record.kernels == "reference" and claimed == own["numerics"]
+        limits = tolerance_for(rules, record.dtype, own["model"], record.commit_every)
+        return exact, limits is not None
+
+    async def _own_numerics(self, work: Work) -> Json:
         record = work.record
-        key = (record.dtype, record.threads, record.kernels, record.batch)
+        key = (record.plan, record.dtype, record.threads, record.kernels, record.batch)
         if key not in self._numerics:
             job = {"job": "numerics", "genesis": str(self.office.state.genesis_file)}
-            names = ("dtype", "threads", "kernels", "batch")
+            names = ("plan", "dtype", "threads", "kernels", "batch")
             answer = await self._jobs.run(job | dict(zip(names, key, strict=True)))
-            self._numerics[key] = str(answer["numerics"])
+            self._numerics[key] = answer
         return self._numerics[key]
 
     # ------------------------------------------------------------ L4 and L5
@@ -188,7 +201,8 @@ class Verdicts:
         """Draws the volunteers that audit a contribution."""
         office, audit = self.office, self.office.desk.audits[contribution]
         trainer = office.desk.keys_of(office.desk.work_of(contribution).record.node)
-        standing = office.desk.of_standing()
+        plan = plan_name(office.desk.work_of(contribution).record)
+        standing = [n for n in office.desk.of_standing() if plan in office.plans.get(n, able(()))]
         drawn = auditing.auditors_for(audit, trainer, standing, office.blocks)
         check = auditing.is_checked(office.seed, contribution, audit.rules.floor)
         await office.tell(Called(contribution, drawn, check))

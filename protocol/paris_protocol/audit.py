@@ -197,7 +197,7 @@ def tolerance_for(rules: AuditRules, dtype: str, model: str, steps: int) -> Tole
 
 # ---------------------------------------------------------------- standing
 
-NO_FAULT: Final = frozenset({"unit.closed", "node.revoked"})
+NO_FAULT: Final = frozenset({"unit.closed", "unit.withdrawn", "node.revoked"})
 """Codes of verdicts that say nothing about the work: it was not needed any more."""
 
 

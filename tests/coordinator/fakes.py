@@ -65,7 +65,7 @@ def open_office(state, clock=time.time):
     return Office(state, clock)
 
 
-NUMERICS = "a" * 64
+NUMERICS, MODEL = "a" * 64, "flux-1-adamw-x0"
 """The numeric class of all machines here."""
 
 
@@ -98,7 +98,7 @@ class FakeJobs:
         }
 
     def numerics(self, job):
-        return {"numerics": NUMERICS}
+        return {"numerics": NUMERICS, "model": MODEL}
 
     def replay(self, job):
         assert all(Path(path).exists() for _, path in job["states"])

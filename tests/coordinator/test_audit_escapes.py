@@ -4,6 +4,7 @@ from coordinator import synthetic as made
 from coordinator.clerk import Clerk
 from coordinator.synthetic import refused
 from paris_coordinator.auditing import auditors_for, next_step
+from paris_coordinator.earlier import relative_norms
 from paris_coordinator.events import (
     Answered,
     Called,
@@ -215,9 +216,11 @@ def test_a_canary_whose_answer_cannot_be_had_holds_up_nothing():
 
 def test_revoked_work_is_no_yardstick():
     clerk = clerk_with(A, B, experts=1, units=2)
-    for node in (A, B):
-        clerk.audit(clerk.hand_in(clerk.lease(node)))
-    assert clerk.desk.relative_norms(0) == [0.01, 0.01]
+    works = [clerk.lease(node) for node in (A, B)]
+    for work in works:
+        clerk.audit(clerk.hand_in(work))
+    like = works[0].record
+    assert relative_norms(clerk.desk, like) == [0.01, 0.01]
     clerk.tell(Ordered("revoke", A, "stolen"), 0)
     clerk.revoke(A)
-    assert clerk.desk.relative_norms(0) == [0.01]
+    assert relative_norms(clerk.desk, like) == [0.01]

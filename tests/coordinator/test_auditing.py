@@ -42,6 +42,12 @@ SOME = "c" * 64
 """A contribution that no desk knows."""
 
 
+def record(**changed):
+    """A lease of four segments."""
+    [grant] = clerk_with(A, steps=8).desk.handle(LeaseAsked(A, made.request()), 0)
+    return grant.draft.model_copy(update=changed)
+
+
 def rules_of(**changed):
     return AuditRules.model_validate_json(json.dumps(made.RULES | changed))
 
@@ -81,19 +87,24 @@ def report(audit, sound, auditor=None, segments=(1,), passed=None):
 
 def test_every_audit_opens_the_last_state_so_that_another_result_is_seen():
     rules = rules_of()
-    assert states_wanted(rules, draw_of(segments=(0,)), 4, True) == (4,)
-    assert states_wanted(rules, draw_of(segments=(1, 2)), 4, True) == (1, 2, 4)
-    assert states_wanted(rules, draw_of(False), 4, True) == ()
+    assert states_wanted(rules, draw_of(segments=(0,)), record(), True, False) == (4,)
+    assert states_wanted(rules, draw_of(segments=(1, 2)), record(), True, True) == (1, 2, 4)
+    assert states_wanted(rules, draw_of(False), record(), True, True) == ()
 
 
 def test_another_class_needs_both_ends_of_a_segment_or_cannot_be_audited():
-    tolerance = {
-        "dtype": "float32", "model": "x", "steps": 2, "rho": "0.1", "tensor": "1", "factor": "5",
-        "pairs": 9, "source": "made up",
-    }  # fmt: skip
-    assert states_wanted(rules_of(), draw_of(), 4, False) == ()
-    assert states_wanted(rules_of(tolerances=[tolerance]), draw_of(), 4, False) == (1, 2, 4)
-    assert states_wanted(rules_of(auditors=3), draw_of(segments=(1,)), 4, True) == (1, 2, 4)
+    assert states_wanted(rules_of(), draw_of(), record(), False, False) == ()
+    assert states_wanted(rules_of(), draw_of(), record(), False, True) == (1, 2, 4)
+    three = rules_of(auditors=3)
+    assert states_wanted(three, draw_of(segments=(1,)), record(), True, False) == (1, 2, 4)
+
+
+def test_a_unit_that_makes_up_for_a_residual_lays_it_open_too():
+    begun, rules = record(residual="d" * 64), rules_of()
+    assert states_wanted(rules, draw_of(segments=(0,)), begun, True, False) == (4, 5)
+    assert states_wanted(rules, draw_of(segments=(2,)), begun, False, True) == (2, 3, 4, 5)
+    assert states_wanted(rules, draw_of(), begun, False, False) == ()
+    assert states_wanted(rules, draw_of(False), begun, True, True) == ()
 
 
 def test_a_chain_that_is_used_up_gives_no_more_work():

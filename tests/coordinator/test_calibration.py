@@ -189,9 +189,28 @@ def test_a_network_must_be_named_and_be_there(tmp_path: Path, prepared: Path) ->
         ["--prepared", str(prepared), "--measure-only"],
         ["--prepared", str(prepared), "--dtype", "float8"],
         ["--prepared", str(prepared), "--results", str(tmp_path / "none.json")],
+        ["--prepared", str(prepared), "--plan", "lora-5-bf16"],
+        ["--prepared", str(prepared), "--plan", "lora-16-bf16", "--dtype", "float32"],
     ):
         ended = CliRunner().invoke(app, ["calibrate", *arguments])
         assert isinstance(ended.exception, ParisError), arguments
+
+
+def test_every_plan_has_tolerances_of_its_own(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "KERNELS", FEW[:2])
+    monkeypatch.setattr(
+        calibration, "_in_a_process", lambda order, kernel, folder: calibration.perform(order)
+    )
+    facts, _, text = calibration.calibrated(
+        source.under("lora-16-bf16"), pairs=2, steps=(2,), dtypes=None, device="cpu", others=(),
+        measure_only=False, factor=None,
+    )  # fmt: skip
+    [found] = tomllib.loads(text)["audit"]["tolerances"]
+    assert (found["dtype"], found["steps"]) == ("bfloat16", 2)
+    assert found["model"] == facts["model"] == f"{source.model.rsplit('-', 2)[0]}-lora-16-bf16"
+    assert 0 < float(found["rho"]) < 5
 
 
 def test_no_weights_stand_in_results(results: list[dict[str, Any]]) -> None:

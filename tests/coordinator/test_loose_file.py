@@ -10,12 +10,15 @@ from typing import Any, cast
 import pytest
 import torch
 
+from coordinator.planned import lease, work
 from paris_coordinator import inspecting
 from paris_coordinator.config import State
+from paris_coordinator.jobs.loose import offered
 from paris_models.checkpoint import load_tensors, save_tensors
 from paris_protocol.errors import ParisError
 from paris_protocol.keys import PrivateKey, save_key
 from paris_protocol.net.store import BlobStore
+from paris_protocol.records import PlanRules
 from tinynet import TinyNet
 
 
@@ -35,7 +38,7 @@ def folder(net: TinyNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     BlobStore(state.store).add_file(net.head_file)
     desk = SimpleNamespace(
         policy=net.policy.record, genesis=net.genesis.record, works={}, merges={}, reverts={},
-        experts=[SimpleNamespace(index=0, head=net.head)], relative_norms=lambda turn: [],
+        experts=[SimpleNamespace(index=0, head=net.head)],
     )  # fmt: skip
     monkeypatch.setattr(inspecting, "open_desk", lambda _: desk)
     return state.folder
@@ -65,6 +68,27 @@ def test_an_honest_update_passes_all_that_can_be_measured(net: TinyNet, folder: 
         assert found["L3"][0], found["L3"]
         assert float(found["L2"][2]["relative"]) > 0
     assert "loss on secret clips: passed" in inspecting.file_text(facts)
+
+
+@pytest.mark.parametrize(
+    ("plan", "codec"),
+    [("float32", "topk-32"), ("float32", "int8"), ("lora-64-bf16", "lora-int8")],
+)
+def test_files_of_every_codec_are_measured_under_a_plan_that_sends_them(
+    net: TinyNet, folder: Path, plan: str, codec: str
+) -> None:
+    unit = work(net, lease(net, 0, plan, codec)).unit
+    found = layers(inspecting.inspect_file(folder, unit.update, "0"))
+    assert list(found) == ["L0", "L1", "L2", "L3"]
+    assert found["L0"][0], found["L0"]
+    assert 0 < float(found["L2"][2]["reach"]) < 1
+    rules = offered(net.policy.record, unit.update, net.config)
+    assert (rules.plan.split("-")[:2], rules.update_codec) == (plan.split("-")[:2], codec)
+    mine = PlanRules(plan="lora-64-nf4", dtype="bfloat16", update_codec="lora-int16", rate="2")
+    policy = net.policy.record.model_copy(update={"plans": (mine,)})
+    taken = offered(policy, unit.update, net.config)
+    assert (taken.plan == "lora-64-nf4") == (codec == "lora-int8")
+    assert taken.update_codec == codec
 
 
 def test_noise_is_measured_beyond_its_first_refusal(

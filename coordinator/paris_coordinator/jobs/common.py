@@ -4,7 +4,8 @@ It refuses a tensor file before any library opens it, when its header is not exa
 one::
 
     genesis = genesis_of(job["genesis"])
-    update = gated(Path(job["update"]), expert_schema(genesis, "F32"))
+    parent = gated(Path(job["parent"]), expert_schema(config, "F32"))
+    update = update_of(Path(job["update"]), "topk-64", config)      # dense float32 by name
     held = held_out(Path(job["private"]), count=256, secret=secret, salt=root)
 """
 
@@ -25,11 +26,14 @@ import torch
 from pydantic import BaseModel
 
 from paris_models.checkpoint import load_tensors, raw_items
+from paris_models.codecs import decode
+from paris_models.codecs_layout import Codec, codec_of, schema_for, wire_schema
 from paris_models.config import ExpertConfig
 from paris_models.expert import parameter_shapes
 from paris_models.noise import permutation
 from paris_models.shards import ClipTable, read_shards
 from paris_protocol.envelope import open_genesis
+from paris_protocol.errors import ParisError
 from paris_protocol.gate import Header, check_header, header_length
 from paris_protocol.records import Assignment, Genesis
 from paris_protocol.streams import unit_key
@@ -38,8 +42,6 @@ from paris_protocol.tensors import tensor_root
 R = TypeVar("R", bound=BaseModel)
 Schema = Mapping[str, tuple[str, tuple[int, ...]]]
 Weights = dict[str, torch.Tensor]
-
-CODEC_DTYPE = {"dense-f32": "F32", "dense-bf16": "BF16"}
 
 
 def genesis_of(path: str | Path) -> Genesis:
@@ -68,11 +70,54 @@ def gated(path: Path, schema: Schema | None) -> Weights:
 
 def expert_schema(config: ExpertConfig, dtype: str) -> Schema:
     """Names, shapes and one dtype of an expert's tensors, from its configuration alone."""
-    return {name: (dtype, shape) for name, shape in _shapes(config).items()}
+    return {name: (dtype, shape) for name, shape in shapes_of(config).items()}
+
+
+def wire_of(path: Path, codec: Codec, config: ExpertConfig, rank: int = 0) -> Weights:
+    """An update as it crossed the network; its header must be that of codec and rank.
+
+    `rank` is that of factors; 0 takes the file's own.
+    """
+    shapes = shapes_of(config)
+    try:
+        if rank:
+            return gated(path, schema_for(codec, shapes, rank))
+        return gated(path, wire_schema(codec, shapes, header_of(path, None).tensors))
+    except ValueError as error:
+        raise ParisError("tensor.header", str(error)) from error
+
+
+def dense_of(wire: Weights, codec: Codec, config: ExpertConfig) -> Weights:
+    """The float32 change of every tensor that a wire stands for; `tensor.header` if for none."""
+    try:
+        return decode(wire, codec, shapes_of(config))
+    except ValueError as error:
+        raise ParisError("tensor.header", str(error)) from error
+
+
+def update_of(path: Path, codec: Codec, config: ExpertConfig) -> Weights:
+    """The float32 change of every tensor that an update's file stands for."""
+    return dense_of(wire_of(path, codec, config), codec, config)
+
+
+def check_update(path: Path, config: ExpertConfig) -> Codec:
+    """The codec that wrote an update, by its header, which must be exactly that codec's."""
+    tensors = header_of(path, None).tensors
+    found = codec_of(tensors)
+    dense: Codec = (
+        "dense-bf16" if {entry[0] for entry in tensors.values()} == {"BF16"} else "dense-f32"
+    )
+    codec = dense if found == "dense" else found
+    try:
+        header_of(path, wire_schema(codec, shapes_of(config), tensors))
+    except ValueError as error:
+        raise ParisError("tensor.header", str(error)) from error
+    return codec
 
 
 @lru_cache(maxsize=4)
-def _shapes(config: ExpertConfig) -> Mapping[str, tuple[int, ...]]:
+def shapes_of(config: ExpertConfig) -> Mapping[str, tuple[int, ...]]:
+    """Names and shapes of an expert's tensors."""
     return parameter_shapes(config)
 
 

@@ -28,10 +28,10 @@ import torch
 from paris_coordinator.jobs.common import (
     HeldOut,
     Weights,
+    check_update,
     expert_schema,
     gated,
     genesis_of,
-    header_of,
     held_out,
     record,
     root_of,
@@ -82,7 +82,7 @@ class _Bench:
         ]
         parent = gated(self.parent, expert_schema(self.config, "F32"))
         for path, _, _ in self.inputs:
-            header_of(path, None)  # nothing maps a file that did not pass the gate
+            check_update(path, self.config)  # nothing maps a file that did not pass the gate
         self.policy = record(Policy, job["policy"]) if "policy" in job else None
         count = self.policy.margins.clips if self.policy else CLIPS
         self._held: HeldOut = held_out(

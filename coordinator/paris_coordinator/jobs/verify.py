@@ -1,7 +1,8 @@
 """The verify job: measure a contribution layer by layer, in order of cost, until one refuses.
 
 The conclusions are those of `paris_coordinator.judging` and `.sequential`; this file opens the
-update (behind the strict gate), recomputes its root, and runs parent and candidate on secret clips.
+update (behind the strict gate), recomputes its root, decodes it to a dense change of the float32
+master, whatever plan and codec it is of, and runs parent and candidate on secret clips.
 What depends on the parent alone is kept for the next contribution to the same head, and measured no
 further than a contribution needs it::
 
@@ -16,7 +17,7 @@ alone), and `cost` counts samples (`jobs.common.cost`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,35 @@ import torch
 
 from paris_coordinator import judging, sequential
 from paris_coordinator.jobs.common import (
-    CODEC_DTYPE,
     HeldOut,
     Weights,
+    check_update,
     cost,
+    dense_of,
     expert_schema,
     gated,
     genesis_of,
     held_out,
     record,
     root_of,
+    update_of,
+    wire_of,
 )
-from paris_coordinator.jobs.measure import CLIPS, downhill, farthest, reach
+from paris_coordinator.jobs.measure import CLIPS, Slope, direction, downhill, farthest, reach
+from paris_models import lean
+from paris_models.codecs import encode
+from paris_models.codecs_layout import is_topk
 from paris_models.config import ExpertConfig, RecipeConfig, UnitConfig
 from paris_models.evaluate import held_out_losses, paired
-from paris_models.train import new_state, state_tensors
-from paris_models.updates import apply_update, cosine, make_update, spectrum, statistics
+from paris_models.plans import Plan, plan_of
+from paris_models.updates import (
+    UpdateStats,
+    apply_update,
+    cosine,
+    make_update,
+    spectrum,
+    statistics,
+)
 from paris_protocol.canonical import decimal, real
 from paris_protocol.errors import ParisError
 from paris_protocol.records import Assignment, Commitment, Contribution, Genesis, Layer, Policy
@@ -47,6 +61,9 @@ from paris_protocol.streams import unit_key
 from paris_protocol.tensors import states_root
 
 Json = dict[str, Any]
+
+SPARSE = 0.01
+"""A block with less of a topk update's squared norm has too few values for a size of its own."""
 
 
 @dataclass(slots=True)
@@ -65,13 +82,21 @@ class Parent:
     config: ExpertConfig
     recipe: RecipeConfig
     weights: Weights
-    start_root: str
     held: HeldOut
     losses: torch.Tensor
-    down: Weights | None = None
+    down: Slope | None = None
+    roots: dict[str, str] = field(default_factory=dict)
 
-    def downhill(self, spent: Spent) -> Weights:
-        """The optimiser's own first step on secret clips (L2's direction)."""
+    def start_root(self, state: lean.State, plan: Plan) -> str:
+        """The root of a unit's fresh state; only that of adapters differs between units."""
+        if plan.rank:
+            return root_of(lean.state_tensors(state))
+        if plan.name not in self.roots:
+            self.roots[plan.name] = root_of(lean.state_tensors(state))
+        return self.roots[plan.name]
+
+    def downhill(self, spent: Spent) -> Slope:
+        """Where down is on the secret clips (L2's direction)."""
         if self.down is None:
             self.down = downhill(
                 self.weights, self.config, self.recipe, self.held.clips, self.held.key
@@ -105,6 +130,22 @@ class Case:
     contribution: Contribution
     job: Json
 
+    @property
+    def plan(self) -> Plan:
+        """How the unit was trained."""
+        return plan_of(self.assignment.plan)
+
+    @property
+    def unit(self) -> UnitConfig:
+        """The unit of work."""
+        return UnitConfig.from_record(self.assignment, unit_key(self.assignment.seed))
+
+    def fresh(self, parent: Parent) -> lean.State:
+        """The state that the unit's training began with."""
+        return lean.new_state(
+            self.plan, parent.config, parent.recipe, parent.weights, key=self.unit.key
+        )
+
 
 _kept: list[Parent] = []
 
@@ -118,9 +159,10 @@ def verify(job: Json) -> Json:
     layers.append(structure)
     if update is not None:
         parent = _parent(case)
-        layers.append(_commitments(case, parent))
+        state = case.fresh(parent)
+        layers.append(_commitments(case, parent, state))
         if layers[-1].passed:
-            numbers = _numbers(case, parent, update, spent)
+            numbers = _numbers(case, parent, state, update, spent)
             norm, relative = decimal(numbers.norm), decimal(numbers.relative)
             layers.append(_statistics(case, numbers))
         if layers[-1].passed and layers[-1].layer == "L2":
@@ -148,64 +190,100 @@ def _case(job: Json) -> Case:
 
 
 def _structure(case: Case) -> tuple[Layer, Weights | None]:
-    """L0, cheapest first: claims, header, then finite values and the root of the data."""
+    """L0, cheapest first: claims, header, finite values, the root of the data, and what it means.
+
+    The header has to be that of the assigned codec, for factors with the rank of the plan.
+    """
     claims = judging.claims(case.assignment, case.contribution)
     if not claims.passed:
         return claims, None
     config = ExpertConfig.from_record(case.genesis.expert)
-    schema = expert_schema(config, CODEC_DTYPE[case.assignment.update_codec])
+    codec = case.assignment.update_codec
+
+    def refused(code: str) -> tuple[Layer, None]:
+        return judging.failed("L0", code, claims.numbers), None
+
     try:
-        update = gated(Path(case.job["update"]), schema)
+        wire = wire_of(Path(case.job["update"]), codec, config, case.plan.rank)
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in wire.values()):
+            return refused("structure.values")
+        if root_of(wire) != case.contribution.update.root:
+            return refused("structure.digest")
+        update = dense_of(wire, codec, config)
     except ParisError as error:
         if error.code != "tensor.header":
             raise
-        return judging.failed("L0", "structure.schema", claims.numbers), None
+        return refused("structure.schema")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in update.values()):
-        return judging.failed("L0", "structure.values", claims.numbers), None
-    if root_of(update) != case.contribution.update.root:
-        return judging.failed("L0", "structure.digest", claims.numbers), None
-    tensors = judging.numbers(
-        tensors=len(update), parameters=sum(t.numel() for t in update.values())
-    )
+        return refused("structure.values")
+    tensors = judging.numbers(tensors=len(wire), parameters=sum(t.numel() for t in wire.values()))
     return judging.passed("L0", claims.numbers + tensors), update
 
 
-def _commitments(case: Case, parent: Parent) -> Layer:
+def _commitments(case: Case, parent: Parent, state: lean.State) -> Layer:
     states = case.commitment.states if case.commitment is not None else ()
     return judging.commitments(
         case.assignment,
         case.commitment,
         case.contribution,
-        start_root=parent.start_root,
+        start_root=None
+        if case.assignment.residual  # nobody but the node has it, unless an audit asks for it
+        else parent.start_root(state, case.plan),
         states_root=states_root(states),
     )
 
 
-def _numbers(case: Case, parent: Parent, update: Weights, spent: Spent) -> judging.UpdateNumbers:
+def _numbers(
+    case: Case, parent: Parent, state: lean.State, update: Weights, spent: Spent
+) -> judging.UpdateNumbers:
     found = statistics(update, parent.weights)
-    unit = UnitConfig.from_record(case.assignment, unit_key(case.assignment.seed))
-    ways = farthest(new_state(parent.config, parent.recipe, parent.weights), unit)
-    whole, blocks = reach(found.norm, found.blocks, ways)
+    whole, blocks = reach(found.norm, found.blocks, farthest(state, case.unit))
     spectral, rank = spectrum(update)
-    schema = expert_schema(parent.config, CODEC_DTYPE[case.assignment.update_codec])
     copies = {
-        str(other["id"]): cosine(update, gated(Path(other["path"]), schema))
+        str(other["id"]): cosine(update, _as_sent(case, parent, Path(other["path"])))
         for other in case.job.get("others", ())
         if other["node"] != case.assignment.node
     }
+    dense = case.plan.optimiser == "recipe"
     return judging.UpdateNumbers(
         norm=found.norm,
         relative=found.relative,
         reach=whole,
         max_abs=found.max_abs,
-        descent=cosine(update, parent.downhill(spent)),
+        descent=cosine(update, _down(case, parent, state, update, spent)),
         copies=copies,
-        blocks=blocks,
+        blocks=_comparable(case, found, blocks),
         lineage=_along_the_lineage(case, parent, update),
         spectral=spectral,
         rank=rank,
-        least_rank=judging.RANK_LOW if parent.recipe.optimiser == "muon" else 0.0,
+        least_rank=judging.RANK_LOW if dense and parent.recipe.optimiser == "muon" else 0.0,
     )
+
+
+def _as_sent(case: Case, parent: Parent, path: Path) -> Weights:
+    """Another's update as this one's codec would have sent it.
+
+    Of the largest values alone, two honest updates hardly share any; a copy shares them all.
+    """
+    other = update_of(path, check_update(path, parent.config), parent.config)
+    codec = case.assignment.update_codec
+    return dense_of(encode(codec, other), codec, parent.config) if is_topk(codec) else other
+
+
+def _down(case: Case, parent: Parent, state: lean.State, update: Weights, spent: Spent) -> Weights:
+    """The first step of the unit's own plan, of a topk update only at the values that it sends."""
+    step = direction(parent.downhill(spent), state)
+    if is_topk(case.assignment.update_codec):
+        return {name: torch.where(update[name] != 0, t, 0.0) for name, t in step.items()}
+    return step
+
+
+def _comparable(case: Case, found: UpdateStats, blocks: dict[str, float]) -> dict[str, float]:
+    """The blocks whose size tells something: of a topk update the larger ones."""
+    if not is_topk(case.assignment.update_codec):
+        return blocks
+    least = math.sqrt(SPARSE) * found.norm
+    return {name: reach for name, reach in blocks.items() if found.blocks[name] > least}
 
 
 def _along_the_lineage(case: Case, parent: Parent, update: Weights) -> float:
@@ -261,13 +339,7 @@ def _parent(case: Case) -> Parent:
         Path(job["private"]), count=case.policy.margins.clips, secret=str(job["secret"]), salt=root
     )
     parent = Parent(
-        name=name,
-        config=config,
-        recipe=recipe,
-        weights=weights,
-        start_root=root_of(state_tensors(new_state(config, recipe, weights))),
-        held=held,
-        losses=torch.empty(0),
+        name=name, config=config, recipe=recipe, weights=weights, held=held, losses=torch.empty(0)
     )
     _kept[:] = [*_kept[-2:], parent]
     return parent
