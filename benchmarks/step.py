@@ -1,60 +1,76 @@
-"""`step`: one training step beside a bare diffusers loop of the same model, data and optimiser.
+"""`step`: one training step beside a bare diffusers loop of the same model, data and mathematics.
 
 The bare loop is what somebody would write who needs no reproducibility: `torch.randn` noise, a
-loss, `backward`, torch's own fused AdamW on everything. Ours draws counter-based noise per slot and
-takes Muon for the matrices (the demo's recipe). Both run in one process, in turn, one thread;
-memory is the peak resident set of a process of its own, above what it holds after its imports.
+loss, `backward`, clipping, torch's fused AdamW. Ours draws counter-based noise per slot and trains
+as a node's trainer does. `step.cpu.*` has AdamW on both sides; the row `step.muon.demo` is the
+demo's own recipe, Muon on matrices, beside the same bare loop. Each side is a process of its own
+with one thread; they take their steps in turn, and seconds are of the processor, so that a busy
+machine slows both. Memory is the peak resident set of those processes, above what they hold after
+their imports.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from benchmarks.table import Row, conditions, middle, row
 
-BATCH = 96
-SIZES = {"demo": (BATCH, 10)}
-QUICK = {"demo": (BATCH, 3)}
-KINDS = ("paris", "bare")
+SIZES = {"demo": (96, 4), "5M": (8, 8), "38M": (2, 3)}
+"""Clips per step, and steps per turn."""
+REPEATS, QUICK_REPEATS = 15, 3
+FRAMES, SIDE, WORDS = 3, 4, 6
+"""Latent frames, tokens along a side, text tokens."""
+BARE = "bare diffusers loop, AdamW"
 
 
 def run(quick: bool) -> tuple[dict[str, Any], list[Row]]:
-    """`step.cpu.<size>` in samples/s and `step.memory.<size>` in MB."""
-    sizes = QUICK if quick else SIZES
-    repeats = 3 if quick else 7
-    rows = []
-    for size, (batch, steps) in sizes.items():
-        ours, bare = _samples_per_second(size, batch, steps, repeats)
-        mine, spread = middle(ours)
-        rows.append(
-            row(
-                f"step.cpu.{size}", f"training, batch {batch}", ours=mine, spread=spread,
-                better="higher", unit="samples per core-second", n=repeats,
-                alternative=middle(bare)[0], alternative_name="bare diffusers loop, AdamW",
-            )
-        )  # fmt: skip
-        memory = {kind: _memory(size, batch, kind) for kind in KINDS}
-        rows.append(
-            row(
-                f"step.memory.{size}", f"peak of a training process, batch {batch}",
-                ours=memory["paris"], better="lower", unit="MB above imports", n=1,
-                alternative=memory["bare"], alternative_name="bare diffusers loop, AdamW",
-            )
-        )  # fmt: skip
+    """`step.cpu.<size>` in samples per core-second and `step.memory.<size>` in MB."""
+    repeats = QUICK_REPEATS if quick else REPEATS
+    rows: list[Row] = []
+    for size, (batch, steps) in SIZES.items():
+        kinds = ("adamw", "bare", "muon") if size == "demo" else ("adamw", "bare")
+        rates, peaks = _in_turn(size, batch, kinds, steps, repeats)
+        rows += _rows(size, batch, rates, peaks)
     facts = conditions(
-        sizes=list(sizes), B=BATCH, steps=[s for _, s in sizes.values()], n=repeats,
-        optimiser="Muon on matrices, AdamW on the rest; bare: AdamW", threads=1, dtype="float32",
+        sizes=list(SIZES), B=[b for b, _ in SIZES.values()], n=repeats, threads=1, dtype="float32",
+        steps=[s for _, s in SIZES.values()],
+        tokens=f"{FRAMES * SIDE**2} of video, {WORDS} of text",
     )  # fmt: skip
     return facts, rows
+
+
+def _rows(
+    size: str, batch: int, rates: Mapping[str, list[float]], peaks: Mapping[str, float]
+) -> list[Row]:
+    n, bare = len(rates["bare"]), middle(rates["bare"])[0]
+    rows = []
+    for kind, where, what in (("adamw", "cpu", "AdamW"), ("muon", "muon", "Muon on matrices")):
+        if kind not in rates:
+            continue
+        ours, spread = middle(rates[kind])
+        rows.append(
+            row(
+                f"step.{where}.{size}", f"training with {what}, batch {batch}", ours=ours,
+                spread=spread, better="higher", unit="samples per core-second", n=n,
+                alternative=bare, alternative_name=BARE,
+            )
+        )  # fmt: skip
+    rows.append(
+        row(
+            f"step.memory.{size}", f"peak of a training process, AdamW, batch {batch}",
+            ours=peaks["adamw"], better="lower", unit="MB above imports", n=1,
+            alternative=peaks["bare"], alternative_name=BARE,
+        )
+    )  # fmt: skip
+    return rows
 
 
 def stepper(size: str, batch: int, kind: str) -> Callable[[], None]:
@@ -64,104 +80,147 @@ def stepper(size: str, batch: int, kind: str) -> Callable[[], None]:
     torch.set_num_threads(1)
     from paris_models.config import DEMO_RECIPE, LADDER, UnitConfig
     from paris_models.expert import build_expert
-    from paris_models.latents import image_ids, pack
-    from paris_models.shards import ClipTable
+    from paris_models.pages import keep_pages
     from paris_models.train import new_state, train_step
 
-    config = LADDER[size]
-    latent = (config.latent_channels, 3, 4 * config.patch, 4 * config.patch)
-    generator = torch.Generator().manual_seed(0)
-    clips = ClipTable(
-        torch.randn(512, *latent, generator=generator), torch.arange(512) % 8,
-        torch.randn(8, 6, config.text_dim, generator=generator),
-        torch.randn(8, config.pooled_dim, generator=generator),
-        torch.zeros(6, config.text_dim), torch.zeros(config.pooled_dim),
-    )  # fmt: skip
-    model = build_expert(config, seed=0)
-    if kind == "paris":
-        recipe = replace(DEMO_RECIPE, batch=batch)
-        state = new_state(config, recipe, dict(model.state_dict()))
-        unit = UnitConfig(key=b"benchmark of 16b", steps=1 << 20, batch=batch)
-        return lambda: void(train_step(state, clips, unit))
+    config, clips = LADDER[size], _clips(size)
+    if kind == "bare":
+        return bare_stepper(config, clips, batch)
+    keep_pages()
+    recipe = replace(DEMO_RECIPE, batch=batch, optimiser="muon" if kind == "muon" else "adamw")
+    state = new_state(config, recipe, dict(build_expert(config, seed=0).state_dict()))
+    unit = UnitConfig(key=b"benchmark of 16b", steps=1 << 20, batch=batch, rate_shape="constant")
 
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
-    img_ids, txt_ids = image_ids(*latent[1:], config.patch), torch.zeros(6, 3)
+    def ours() -> None:
+        train_step(state, clips, unit)
 
-    def bare() -> None:
+    return ours
+
+
+def bare_stepper(
+    config: Any, clips: Any, batch: int, device: Any = "cpu", dtype: Any = None
+) -> Callable[[], None]:
+    """The same step as a plain loop, the demo's recipe but for Muon; autocast to a `dtype`."""
+    import torch
+    from diffusers import FluxTransformer2DModel
+
+    from paris_models.latents import image_ids, pack
+
+    torch.manual_seed(0)
+    model = FluxTransformer2DModel(
+        patch_size=1, in_channels=config.in_channels, out_channels=config.out_channels,
+        num_layers=config.double_blocks, num_single_layers=config.single_blocks,
+        attention_head_dim=config.head_dim, num_attention_heads=config.heads,
+        joint_attention_dim=config.text_dim, pooled_projection_dim=config.pooled_dim,
+        guidance_embeds=False, axes_dims_rope=config.rope_axes,
+    ).to(device)  # fmt: skip
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=3e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.01, fused=True
+    )
+    kind, text = torch.device(device).type, clips.null_seq.shape[0]
+    img_ids = image_ids(*clips.shape[1:], config.patch).to(device)
+    txt_ids = torch.zeros(text, 3, device=device)
+
+    def step() -> None:
         rows = torch.randint(len(clips), (batch,))
-        x0 = pack(clips.latents[rows], config.patch)
-        noise, t = torch.randn_like(x0), torch.sigmoid(torch.randn(batch) + 0.8)
-        mix = t[:, None, None]
-        out = model(
-            hidden_states=(1 - mix) * x0 + mix * noise, timestep=t,
-            encoder_hidden_states=clips.text_seq[clips.caption[rows]],
-            pooled_projections=clips.text_pooled[clips.caption[rows]],
-            img_ids=img_ids, txt_ids=txt_ids, return_dict=False,
-        )[0]  # fmt: skip
-        loss = (out - x0).square().mean()
+        x0 = pack(clips.latents[rows], config.patch).to(device)
+        noise, t = torch.randn_like(x0), torch.sigmoid(torch.randn(batch, device=device) + 0.8)
+        mix, caption = t[:, None, None], clips.caption[rows]
+        dropped = torch.rand(batch) < 0.1
+        tokens = (1 - mix) * x0 + mix * noise
+        if config.conditioned:
+            zeros = tokens.new_zeros(*tokens.shape[:2], config.condition_size)
+            tokens = torch.cat([tokens, zeros], dim=-1)
+        seq = torch.where(dropped[:, None, None], clips.null_seq, clips.text_seq[caption])
+        pooled = torch.where(dropped[:, None], clips.null_pooled, clips.text_pooled[caption])
+        with torch.autocast(kind, dtype, enabled=dtype is not None):
+            out = model(
+                hidden_states=tokens, timestep=t, encoder_hidden_states=seq.to(device),
+                pooled_projections=pooled.to(device), img_ids=img_ids, txt_ids=txt_ids,
+                return_dict=False,
+            )[0]  # fmt: skip
+        loss = (out.float() - x0).square().mean()
+        if not torch.isfinite(loss):
+            raise ArithmeticError("the loss is not finite")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
 
-    return bare
+    return step
 
 
-def void(_value: object) -> None:
-    """Drops a result."""
+def _clips(size: str) -> Any:
+    import torch
 
+    from paris_models.config import LADDER
+    from paris_models.shards import ClipTable
 
-def _samples_per_second(
-    size: str, batch: int, steps: int, repeats: int
-) -> tuple[list[float], list[float]]:
-    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    steppers = {kind: stepper(size, batch, kind) for kind in KINDS}
-    for take in steppers.values():
-        take()
-    for _ in range(repeats):
-        for kind, take in steppers.items():
-            begin = time.process_time()
-            for _ in range(steps):
-                take()
-            found[kind].append(steps * batch / (time.process_time() - begin))
-    return found["paris"], found["bare"]
-
-
-def _memory(size: str, batch: int, kind: str) -> float:
-    """Peak resident MB of a process that takes three steps, above its peak after imports."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.step", size, str(batch), kind],
-        check=True, capture_output=True, text=True,
+    config, generator = LADDER[size], torch.Generator().manual_seed(0)
+    side = SIDE * config.patch
+    return ClipTable(
+        torch.randn(64, config.latent_channels, FRAMES, side, side, generator=generator),
+        torch.arange(64) % 8,
+        torch.randn(8, WORDS, config.text_dim, generator=generator),
+        torch.randn(8, config.pooled_dim, generator=generator),
+        torch.zeros(WORDS, config.text_dim), torch.zeros(config.pooled_dim),
     )  # fmt: skip
-    return float(json.loads(done.stdout.splitlines()[-1])["mb"])
 
 
-def _resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+def _in_turn(
+    size: str, batch: int, kinds: tuple[str, ...], steps: int, repeats: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Samples per core-second of each kind's turns, and its peak in MB."""
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+    with ExitStack() as stack:
+        sides = {kind: stack.enter_context(_side(size, batch, kind)) for kind in kinds}
+        for side in sides.values():
+            _ask(side, 2)  # what is made at the first step is no part of it
+        for turn in range(repeats):
+            for kind in kinds if turn % 2 else reversed(kinds):
+                rates[kind].append(steps * batch / _ask(sides[kind], steps))
+        peaks = {kind: _ask(side, 0) for kind, side in sides.items()}
+        for side in sides.values():
+            cast(IO[str], side.stdin).close()
+    return rates, peaks
 
 
-def _measure(size: str, batch: int, kind: str) -> None:
+def _side(size: str, batch: int, kind: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.step", size, str(batch), kind],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def _ask(side: subprocess.Popen[str], steps: int) -> float:
+    """Seconds of the processor for so many steps; for 0 the peak so far in MB."""
+    writer, reader = cast(IO[str], side.stdin), cast(IO[str], side.stdout)
+    writer.write(f"{steps}\n")
+    writer.flush()
+    return float(reader.readline())
+
+
+def _serve(size: str, batch: int, kind: str) -> None:
+    """Take as many steps as each line of standard input asks for."""
     # Imports, their lazy parts included, are the same for both and no part of the step.
     import paris_models.train
 
     assert paris_models.train
-    seen = [before := _resident_mb()]
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.0005):
-            seen.append(_resident_mb())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = _peak_mb()
     take = stepper(size, batch, kind)
-    for _ in range(3):
-        take()
-    done.set()
-    watcher.join()
-    print(json.dumps({"mb": max(seen) - before}))
+    for line in sys.stdin:
+        begin = time.process_time()
+        for _ in range(int(line)):
+            take()
+        print(time.process_time() - begin if int(line) else _peak_mb() - before, flush=True)
+
+
+def _peak_mb() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 if __name__ == "__main__":
-    _measure(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    os.environ["OMP_NUM_THREADS"] = "1"
+    _serve(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -11,7 +11,7 @@ answered over the given line::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, Literal
@@ -135,13 +135,15 @@ def known(name: str, cores: int) -> tuple[float, float]:
     return next(found, UNKNOWN_GPU)
 
 
-def offers_of(config: ExpertConfig, work: Work, facts: Facts) -> list[Offer]:
-    """Every plan on this machine, best first, with as few blocks swapped as will do.
+def offers_of(
+    config: ExpertConfig, work: Work, facts: Facts, plans: Iterable[Plan] = PLANS.values()
+) -> list[Offer]:
+    """These plans on this machine, best first, with as few blocks swapped as will do.
 
     A plan that waits for the bus so long that another full plan does `TOO_MUCH` times its steps in
     the same time is not worth its better optimiser.
     """
-    offers = [_least_swap(plan, config, work, facts) for plan in PLANS.values()]
+    offers = [_least_swap(plan, config, work, facts) for plan in plans]
     full = [offer for offer in offers if offer.fits and not offer.plan.rank]
     quick = min(full, key=lambda offer: offer.seconds, default=None)
     for at, offer in enumerate(offers):

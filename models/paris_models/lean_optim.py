@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor, nn
 
+from paris_models import narrow
 from paris_models.config import RecipeConfig
 from paris_models.plans import Plan
 from paris_models.rounding import add_with_residual, round_to, seed_of
@@ -110,7 +111,9 @@ class LeanOptimiser:
             return torch.zeros(*size, dtype=dtype, device=device, pin_memory=pinned)
 
         fresh: dict[str, Tensor] = {}
-        if self.plan.optimiser == "adamw":
+        if self.plan.narrow:
+            fresh |= narrow.fresh(shape, device)
+        elif self.plan.optimiser == "adamw":
             fresh |= {"exp_avg": zeros(*shape), "exp_avg_sq": zeros(*shape)}
         elif len(shape) == 2:
             fresh |= {"row": zeros(shape[0]), "column": zeros(shape[1])}
@@ -150,7 +153,12 @@ class LeanOptimiser:
         key, step, multiplier = self._at
         parameter, rate = self.parameters[name], self.recipe.lr * multiplier
         with self._borrowed(name, gradient.device) as state:
-            if self.plan.optimiser == "adamw":
+            if self.plan.narrow:
+                mean, square = narrow.read(state, tuple(gradient.shape))
+                wide = {"exp_avg": mean, "exp_avg_sq": square}
+                change = self._adamw(wide, gradient, step + 1)
+                narrow.write(state, mean, square, seed_of(key, step, self.index[name]))
+            elif self.plan.optimiser == "adamw":
                 change = self._adamw(state, gradient, step + 1)
             else:
                 change = _adafactor(state, gradient, step + 1)

@@ -12,11 +12,13 @@ and FLOPs are exact counts, except the constants below that carry the word measu
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Literal
 
+from paris_models.codecs_layout import CODECS, LORA, per_weight
 from paris_models.config import ExpertConfig
 
 Base = Literal["float32", "bfloat16", "float8", "nf4"]
@@ -26,6 +28,8 @@ BYTES: Final[Mapping[Base, float]] = MappingProxyType(
 )
 """Bytes of a weight; float8 has a float32 scale per row beside it, nf4 one per 64 weights."""
 NF4_BLOCK: Final = 64
+MOMENT_BLOCK: Final = 256
+"""Values that share a float32 scale where moments are kept in 8 bits."""
 LORA_STATE: Final = 12
 """Bytes of a value in the factors: float32, with two moments in float32."""
 
@@ -51,8 +55,9 @@ class Plan:
     `base` is how its weights are kept; with a `rank` they are frozen and LoRA factors (float32)
     are trained. `fused` updates each parameter inside backward and frees its gradient; such a
     plan clips per parameter and saves whole steps only. `host_state` keeps optimiser state in
-    host memory; `swap` blocks wait there too while others compute. "recipe" is the network's own
-    optimiser on float32 weights, which is `train.py` as it is.
+    host memory, `narrow` AdamW's moments in 8 bits; `swap` blocks wait there too while others
+    compute. "recipe" is the network's own optimiser on float32 weights, which is `train.py` as it
+    is.
     """
 
     name: str
@@ -62,6 +67,7 @@ class Plan:
     rounding: Literal["none", "stochastic", "kahan"] = "none"
     fused: bool = True
     host_state: bool = False
+    narrow: bool = False
     checkpoint: bool = True
     swap: int = 0
 
@@ -70,7 +76,8 @@ class Plan:
         """What an auditor replays: any k-step segment, or a sub-round from a published head.
 
         Opening a state in the middle of a full run in bfloat16 would cost its whole optimiser;
-        a sub-round starts from a head that everybody has, with a fresh optimiser.
+        a sub-round starts from a head that everybody has, with a fresh optimiser, and its last
+        state alone is opened.
         """
         return "segment" if self.rank or self.base == "float32" else "sub-round"
 
@@ -84,7 +91,7 @@ class Plan:
 class Work:
     """One unit of work: `tokens` of video and `text` per clip, clips per step, steps, data.
 
-    `update_bytes` is what the network's codec spends per weight of a full update.
+    `codecs` says by plan how updates cross the network, where that is not `codec_for`'s.
     """
 
     tokens: int
@@ -93,7 +100,7 @@ class Work:
     steps: int = 500
     commit_every: int = 100
     shard_bytes: int = 0
-    update_bytes: float = 2.0
+    codecs: Mapping[str, str] = field(default_factory=dict)
     moments: int = 2
 
     def __post_init__(self) -> None:
@@ -131,6 +138,7 @@ def _catalogue() -> dict[str, Plan]:
         Plan("float32", "float32", "recipe", fused=False, checkpoint=False),
         Plan("adamw", "bfloat16", "adamw", rounding="kahan", fused=False),
         Plan("adamw-host", "bfloat16", "adamw", rounding="kahan", host_state=True),
+        Plan("adamw-8bit", "bfloat16", "adamw", rounding="kahan", narrow=True),
         Plan("adafactor", "bfloat16", "adafactor", rounding="stochastic"),
     ]
     bases: tuple[tuple[str, Base], ...] = (
@@ -146,6 +154,26 @@ def _catalogue() -> dict[str, Plan]:
 
 PLANS: Final[Mapping[str, Plan]] = MappingProxyType(_catalogue())
 """All plans, the one that learns most from a step first."""
+_EARLIER: Final = re.compile(r"policy [0-9]{1,9}, [a-z-]{1,20}")
+"""What assignments of version 0.1 named, when there was one way to train."""
+
+
+def plan_of(name: str) -> Plan:
+    """The plan that an assignment names; `ValueError` for a name that there is not."""
+    plan = PLANS["float32"] if _EARLIER.fullmatch(name) else PLANS.get(name)
+    if plan is None:
+        raise ValueError(f"there is no training plan {name[:40]!r}")
+    return plan
+
+
+def numeric_case(plan: Plan, dtype: str) -> str:
+    """Which numeric self-test tells whether a machine computes as a plan asks for.
+
+    The network's own plan is tested in the precision of its units, adapters for each base.
+    """
+    if plan.optimiser == "recipe":
+        return dtype
+    return f"lora-16-{plan.name.rpartition('-')[2]}" if plan.rank else plan.name
 
 
 def with_swap(plan: Plan, blocks: int) -> Plan:
@@ -173,6 +201,25 @@ def block_parameters(config: ExpertConfig) -> tuple[int, int]:
     """Parameters of a double and of a single block (science §5.1)."""
     d, square = config.width, config.width**2
     return 36 * square + 30 * d + 4 * config.head_dim, 15 * square + 11 * d + 2 * config.head_dim
+
+
+def codec_for(plan: Plan, codecs: Mapping[str, str]) -> str:
+    """The codec of a plan's updates; dense bfloat16, or int16 factors, where nobody said."""
+    return codecs.get(plan.name) or ("lora-int16" if plan.rank else "dense-bf16")
+
+
+def update_bytes(codec: str, config: ExpertConfig, rank: int = 0) -> int:
+    """Bytes of an update as it crosses the network, but for its file's header and last bits.
+
+    Factors have an exponent of a byte per row and column. Raises `ValueError` for a codec that
+    there is not, or one of factors without a rank, and the other way round.
+    """
+    if codec not in CODECS or (codec in LORA) != bool(rank):
+        raise ValueError(f"an update of rank {rank} does not travel as {codec[:40]!r}")
+    if rank:
+        width = 1 if codec == "lora-int8" else 2
+        return width * lora_parameters(config, rank) + lora_parameters(config, 1)
+    return math.ceil(per_weight(codec) * config.parameters)
 
 
 def lora_parameters(config: ExpertConfig, rank: int) -> int:
@@ -225,17 +272,17 @@ def need_of(plan: Plan, config: ExpertConfig, work: Work) -> Need:
     if plan.rank:
         gradients, own = 4 * trained, 4 * trained
     elif plan.fused:
-        gradients, own = UPDATE * largest_parameter(config), 0
+        # Moments in 8 bits are read into float32 for the parameter that is updated.
+        gradients, own = (UPDATE + 8 * plan.narrow) * largest_parameter(config), 0
     else:
         gradients, own = int(BYTES[plan.base]) * p, 0
     state = state_bytes(plan, config, work.moments)
-    head = _head_bytes(plan, config)
-    update = 2 * trained if plan.rank else int(work.update_bytes * p)
+    head = 4 * p  # heads are float32 masters
+    update = update_bytes(codec_for(plan, work.codecs), config, plan.rank)
     # Float32 training keeps its parent in memory; other plans read it again when they hand in.
     parent = head if plan.base == "float32" else 0
     segment = plan.audit == "segment"
-    commits = 1 + math.ceil(work.steps / work.commit_every)
-    result = (4 if plan.rounding == "kahan" else 2) * p
+    commits = 1 + (math.ceil(work.steps / work.commit_every) if segment else 1)
     return Need(
         weights=_base_bytes(plan, config) - sum(swapped) + own,
         gradients=gradients,
@@ -246,8 +293,8 @@ def need_of(plan: Plan, config: ExpertConfig, work: Work) -> Need:
         disk=head + 2 * state + 2 * update + work.shard_bytes,
         download=head + work.shard_bytes,
         upload=update,
-        opening=2 * state if segment else result,
-        hashed=commits * state if segment else result,
+        opening=2 * state if segment else state,
+        hashed=commits * state,
     )
 
 
@@ -255,10 +302,6 @@ def largest_parameter(config: ExpertConfig) -> int:
     """Values of the largest single tensor: modulation of a double block, or text embedding."""
     modulation = 6 if config.double_blocks else 5
     return config.width * max(modulation * config.width, config.text_dim)
-
-
-def _head_bytes(plan: Plan, config: ExpertConfig) -> int:
-    return (4 if plan.base == "float32" else 2) * config.parameters
 
 
 def _base_bytes(plan: Plan, config: ExpertConfig) -> int:
@@ -299,6 +342,8 @@ def _optimiser_bytes(plan: Plan, config: ExpertConfig, moments: int) -> int:
     residual = 2 * p if plan.rounding == "kahan" else 0
     if plan.optimiser == "recipe":
         return 4 * moments * p
+    if plan.narrow:
+        return residual + 2 * p + 8 * moment_blocks(config)
     return residual + (8 * p if plan.optimiser == "adamw" else 4 * factored_values(config))
 
 
@@ -310,6 +355,20 @@ def factored_values(config: ExpertConfig) -> int:
     outer = (config.in_channels + config.text_dim + config.pooled_dim + 256) + 4 * d + 4 * d
     outer += 6 * d + (2 * d + d) + 2 * d + (config.out_channels + d) + config.out_channels
     return outer + config.double_blocks * double + config.single_blocks * single
+
+
+def moment_blocks(config: ExpertConfig) -> int:
+    """Scales of one moment in 8 bits: each tensor is cut into blocks of `MOMENT_BLOCK`."""
+    d, head, text, pooled = config.width, config.head_dim, config.text_dim, config.pooled_dim
+    double = 2 * [6 * d * d, 6 * d, 4 * d * d, 4 * d, 4 * d * d, d] + 8 * [d * d, d] + 4 * [head]
+    single = [3 * d * d, 3 * d, 4 * d * d, 4 * d, 5 * d * d, d] + 3 * [d * d, d] + 2 * [head]
+    outer = [config.in_channels * d, text * d, pooled * d, 256 * d] + 2 * [d * d] + 6 * [d]
+    outer += [2 * d * d, 2 * d, config.out_channels * d, config.out_channels]
+    return (
+        sum(-(-n // MOMENT_BLOCK) for n in outer)
+        + config.double_blocks * sum(-(-n // MOMENT_BLOCK) for n in double)
+        + config.single_blocks * sum(-(-n // MOMENT_BLOCK) for n in single)
+    )
 
 
 def _activation_bytes(plan: Plan, config: ExpertConfig, work: Work) -> int:

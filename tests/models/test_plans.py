@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paris_models.codecs import CODECS, LORA, Codec, wire_bytes
 from paris_models.config import LADDER, RecipeConfig
 from paris_models.expert import build_expert, parameter_shapes
 from paris_models.fitting import GIB, PROCESS, Facts, best, known, missed, offers_of
@@ -26,9 +27,11 @@ from paris_models.plans import (
     lora_parameters,
     most_swap,
     need_of,
+    plan_of,
     state_bytes,
     step_flops,
     swapped_blocks,
+    update_bytes,
     with_swap,
 )
 from tiny_models import KEY
@@ -70,9 +73,11 @@ def test_the_published_sizes_of_factors(rank: int, millions: int) -> None:
     count = lora_parameters(PAPER, rank)
     assert round(count / 1e6) == millions
     need = need_of(PLANS[f"lora-{rank}-nf4"], PAPER, CLIP)
-    assert need.upload == 2 * count
+    lines = count // rank
+    assert need.upload == 2 * count + lines
     if rank == 32:
-        assert need.upload * 90 < 2 * PAPER.parameters  # 1/91 of the checkpoint, in 16 bits
+        small = update_bytes("lora-int8", PAPER, 32)
+        assert small == count + lines and small * 175 < 2 * PAPER.parameters
         assert need.device < 12 * GIB
 
 
@@ -123,6 +128,39 @@ def test_swapping_more_needs_less_of_the_device_and_more_of_the_host(
         assert more.weights <= less.weights and more.host >= less.host
 
 
+@pytest.mark.parametrize("size", ["demo", "38M", "950M"])
+@pytest.mark.parametrize("codec", CODECS)
+def test_an_update_has_the_bytes_of_its_codec(codec: Codec, size: str) -> None:
+    """Beside the exact count of the codec itself, which has headers and last bits too."""
+    rank = 32 if codec in LORA else 0
+    exact = wire_bytes(codec, parameter_shapes(LADDER[size]), rank)
+    told = update_bytes(codec, LADDER[size], rank)
+    assert 0 <= exact - told < 0.01 * exact + 8192
+
+
+def test_codecs_that_cannot_be_are_refused() -> None:
+    for codec, rank in (("zip", 0), ("lora-int8", 0), ("int8", 16), ("topk-65", 0)):
+        with pytest.raises(ValueError, match="does not travel"):
+            update_bytes(codec, PAPER, rank)
+
+
+def test_a_plan_is_named_as_today_or_as_version_0_1_did() -> None:
+    assert all(plan_of(name) is plan for name, plan in PLANS.items())
+    assert plan_of("policy 12, unit-cosine") is PLANS["float32"]
+    for name in ("", "sgd", "policy 12", "policy 12, slice ", "lora-16", "Float32"):
+        with pytest.raises(ValueError, match="no training plan"):
+            plan_of(name)
+
+
+def test_a_sub_round_opens_its_last_state_alone() -> None:
+    full, own = need_of(PLANS["adafactor"], PAPER, CLIP), need_of(PLANS["float32"], PAPER, CLIP)
+    assert (
+        full.opening == state_bytes(PLANS["adafactor"], PAPER) and full.hashed == 2 * full.opening
+    )
+    assert own.opening == 2 * state_bytes(PLANS["float32"], PAPER)
+    assert own.hashed == 6 * state_bytes(PLANS["float32"], PAPER)
+
+
 def test_work_that_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="positive"):
         Work(0, 8)
@@ -144,7 +182,7 @@ def card(name: str, gib: float, ram: int, **changes: object) -> Facts:
         (card("RTX 3060", 11.5, 64), "adafactor"),
         (card("RTX 3060", 11.5, 12), "lora-64-fp8"),
         (card("L4", 22.5, 8), "lora-64-fp8"),
-        (card("H200", 139, 512), "adafactor"),
+        (card("H200", 139, 512), "adamw-8bit"),
     ],
 )
 def test_the_tiers_of_the_paper_s_expert(facts: Facts, plan: str) -> None:
@@ -192,6 +230,8 @@ PEAKS = [
     ("38M", "adamw", 512, 64, 1),
     ("38M", "adamw-host", 512, 64, 1),
     ("38M", "lora-32-nf4", 512, 64, 1),
+    ("5M", "adamw-8bit", 512, 64, 4),
+    ("38M", "adamw-8bit", 512, 64, 2),
 ]
 
 
