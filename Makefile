@@ -11,7 +11,7 @@ help:            ## print this list
 setup: .venv/.ready  ## make or refresh the virtual environment .venv
 
 .venv/.ready: pyproject.toml constraints.txt
-	@echo 'Setting up .venv: PyTorch, diffusers, transformers, hivemind, aiohttp and about 100 small packages.'
+	@echo 'Setting up .venv: PyTorch, diffusers, transformers, hivemind, aiohttp and about 100 small packages, Ray among them for tests.'
 	@echo 'Download: about 0.4 GB with a CPU build of PyTorch, about 3 GB with a CUDA build; 2 to 7 GB on disk.'
 	@echo 'For the CPU build on a machine without GPU: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -1,221 +1,195 @@
 """Encodes captioned videos once, in batches that survive a kill: the expensive half of `prepare`.
 
-Every finished batch is a safetensors file in the work folder, written whole or not at all; a new
-run with the same inputs goes on after the last one. A video or caption that cannot be used is
-skipped with its code and never stops the run::
+Each distinct caption is encoded once, in the order of the sorted captions; then the clips, in the
+order of the items. Every finished batch is a safetensors file in the work folder, written whole or
+not at all; a new run with the same inputs goes on after what is there. The inputs alone decide what
+is in a batch, and encoders run on one CPU thread: the files are the same bits whoever wrote them. A
+video or caption that cannot be used is skipped with its code and never stops the run::
 
-    tools = Tools.load(recipe, items, work, progress)
-    rows, features, skips = encode_all(items, recipe, tools, work, progress)
-    table = gather(work, rows[:100], tools)               # a ClipTable in that order
+    order = Order.of(recipe, items, work)
+    Encoder(order, tools).do(("captions", 0))             # work/text-000000.safetensors
+    words = read_captions(order)                          # once all captions are there
+    found = read_clips(order, words.bad)                  # rows, features, skips
+    table = gather(order, found.rows[:100], tools)        # a ClipTable in that order
 """
 
 from __future__ import annotations
 
+import bisect
 import errno
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from paris_coordinator.captions import Item, Skip
+from paris_coordinator.filters import Judge
 from paris_coordinator.recipe import Recipe
-from paris_models.checkpoint import load_tensors, read_metadata, save_tensors
-from paris_models.clusters import Features, PixelStatistics
-from paris_models.codec import Codec, PatchPCA
+from paris_coordinator.tools import DECODERS, Tools, decode, stack
+from paris_models.checkpoint import read_metadata, save_tensors
+from paris_models.rows import pack_rows, unpack_rows
 from paris_models.shards import ClipTable
-from paris_models.text import HashedWords, TextEncoder
-from paris_models.video import Frames, VideoError, read_clips
-from paris_protocol.errors import ParisError
+from paris_models.similar import fingerprint
+from paris_models.video import Frames
 
-Progress = Callable[[str, int, int], None]
-"""Called with the stage's name, parts done and parts in all."""
-DECODERS: Final = 2
-"""Threads that decode; PyAV releases the interpreter lock inside FFmpeg."""
-TEXT_FILE: Final = "text.safetensors"
-CODEC_FILE: Final = "codec.safetensors"
+Job = tuple[Literal["captions", "clips"], int]
+"""A kind of batch and its number."""
+BAD_CAPTIONS = "captions.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
-    """The three encoders of a network and the null text."""
+class Order:
+    """What all workers encode: the items and their distinct captions, both sorted."""
 
-    codec: Codec
-    text: TextEncoder
-    features: Features
-    null_seq: Tensor
-    null_pooled: Tensor
+    recipe: Recipe
+    items: tuple[Item, ...]
+    captions: tuple[str, ...]
+    work: Path
 
     @classmethod
-    def load(cls, recipe: Recipe, items: Sequence[Item], work: Path, progress: Progress) -> Tools:
-        """The recipe's encoders; small ones that it does not pin are fitted on the clips.
+    def of(cls, recipe: Recipe, items: Sequence[Item], work: Path) -> Order:
+        """The order for these items."""
+        return cls(recipe, tuple(items), tuple(sorted({item.caption for item in items})), work)
 
-        Raises `recipe.invalid` when one cannot be loaded, `encoder.mismatch` when its
-        fingerprint is not the recipe's.
-        """
-        codec = _codec(recipe, items, work, progress)
-        text = _text(recipe, items)
-        features = _features(recipe)
-        for name, tool, wanted in (
-            ("codec", codec, recipe.codec.fingerprint),
-            ("text", text, recipe.text.fingerprint),
-            ("features", features, recipe.features.fingerprint),
-        ):
-            if wanted is not None and tool.fingerprint != wanted:
-                raise ParisError("encoder.mismatch", f"{name}: {tool.fingerprint[:16]}…")
-        if codec.channels != recipe.codec.channels:
-            raise ParisError("recipe.invalid", f"codec.channels: the codec has {codec.channels}")
-        if (text.length, text.dim, text.pooled_dim) != (
-            recipe.text.length, recipe.text.dim, recipe.pooled_dim,
-        ):  # fmt: skip
-            raise ParisError("recipe.invalid", "text: the encoder has another length or size")
-        null_seq, null_pooled = text.encode([""])
-        return cls(codec, text, features, null_seq[0], null_pooled[0])
+    def jobs(self, kind: Literal["captions", "clips"]) -> list[Job]:
+        """All batches of a kind."""
+        count = len(self.captions if kind == "captions" else self.items)
+        return [(kind, number) for number in range(-(-count // self.recipe.clips.batch))]
 
-    def small_tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The encoders that travel with the network, by file name."""
-        pairs = ((CODEC_FILE, self.codec), (TEXT_FILE, self.text))
-        return {
-            name: tool.tensors() for name, tool in pairs if isinstance(tool, PatchPCA | HashedWords)
+    def path(self, job: Job) -> Path:
+        """The file of a batch."""
+        kind, number = job
+        name = "text" if kind == "captions" else "batch"
+        return self.work / f"{name}-{number:06d}.safetensors"
+
+    def span(self, job: Job) -> slice:
+        """Which items or captions are in a batch."""
+        size = self.recipe.clips.batch
+        return slice(job[1] * size, (job[1] + 1) * size)
+
+    def number(self, caption: str) -> int:
+        """A caption's place among the captions."""
+        return bisect.bisect_left(self.captions, caption)
+
+
+class Encoder:
+    """Encodes batches in one process."""
+
+    def __init__(self, order: Order, tools: Tools) -> None:
+        self.order, self.tools = order, tools
+        self.judge = Judge.load(order.recipe.filters)
+        self._bad: frozenset[str] | None = None
+
+    def do(self, job: Job) -> None:
+        """Makes a batch's file, unless it is there. Raises `OSError` for a full disk."""
+        path = self.order.path(job)
+        if path.exists():
+            return
+        with one_thread():
+            encoded = self._captions(job) if job[0] == "captions" else self._clips(job)
+        marks = {"facts": json.dumps(encoded.facts), **self.tools.prints}
+        save_tensors(encoded.tensors, path, marks)
+
+    def _captions(self, job: Job) -> _Encoded:
+        captions = self.order.captions[self.order.span(job)]
+        bad: dict[str, str] = {}
+        try:
+            seq, pooled = self.tools.text.encode(captions)
+        except ValueError:
+            bad = self._too_long(captions)
+            seq, pooled = self.tools.text.encode(["" if c in bad else c for c in captions])
+        facts: dict[str, Any] = {"bad": bad, "square": float(seq.double().square().sum())}
+        tensors = {"text_pooled": pooled}
+        store = self.order.recipe.text.store
+        if store == "float32":
+            return _Encoded(tensors | {"text_seq": seq}, facts | {"lost": 0.0})
+        codes, scale = pack_rows(seq, store)
+        lost = (unpack_rows(codes, scale) - seq).double().square().sum()
+        return _Encoded(
+            tensors | {"text_seq": codes, "text_scale": scale}, facts | {"lost": float(lost)}
+        )
+
+    def _too_long(self, captions: Sequence[str]) -> dict[str, str]:
+        bad = {}
+        for caption in captions:
+            try:
+                self.tools.text.encode([caption])
+            except ValueError as error:
+                bad[caption] = str(error)[:100]
+        return bad
+
+    def _clips(self, job: Job) -> _Encoded:
+        """Decodes and encodes; never raises for a bad video."""
+        if self._bad is None:
+            self._bad = frozenset(json.loads((self.order.work / BAD_CAPTIONS).read_text()))
+        items = self.order.items[self.order.span(job)]
+        usable = [index for index, item in enumerate(items) if item.caption not in self._bad]
+        clips: list[_Clip] = []
+        skips: list[Skip] = []
+        with ThreadPoolExecutor(DECODERS) as pool:
+            found = pool.map(lambda index: decode(items[index], self.order.recipe), usable)
+            for index, part in zip(usable, found, strict=True):
+                if isinstance(part, Skip):
+                    skips.append(part)
+                    continue
+                for frames in part[1]:
+                    refusal = self.judge(frames)
+                    if refusal is None:
+                        clips.append(_Clip(index, part[0], frames))
+                    else:
+                        skips.append(Skip(items[index].name, *refusal))
+        facts = {
+            "skips": [[skip.name, skip.code, skip.detail] for skip in skips],
+            "digests": [hashlib.sha256(clip.frames.tobytes()).hexdigest() for clip in clips],
         }
+        return _Encoded(self._tensors(clips), facts)
+
+    def _tensors(self, clips: Sequence[_Clip]) -> dict[str, Tensor]:
+        """Item, bucket and row in the bucket of each clip; latents and features of each bucket."""
+        tensors = {"item": torch.tensor([clip.item for clip in clips], dtype=torch.int64)}
+        tensors["bucket"] = torch.tensor([clip.bucket for clip in clips], dtype=torch.int64)
+        tensors["row"] = torch.zeros(len(clips), dtype=torch.int64)
+        prints = [torch.from_numpy(fingerprint(clip.frames).view(np.int64)) for clip in clips]
+        tensors["hashes"] = torch.stack(prints) if prints else torch.zeros(0, 0, dtype=torch.int64)
+        for bucket in sorted({clip.bucket for clip in clips}):
+            places = [place for place, clip in enumerate(clips) if clip.bucket == bucket]
+            tensors["row"][places] = torch.arange(len(places))
+            pixels = stack([clips[place].frames for place in places])
+            tensors |= {f"{bucket}.{k}": t for k, t in self._latents(pixels).items()}
+            # Clips of all sizes are clustered together, so by what all of them have.
+            seen = pixels[:, :, :1] if len(self.order.recipe.shapes) > 1 else pixels
+            tensors[f"{bucket}.features"] = self.tools.features(seen).float().cpu()
+        return tensors
+
+    def _latents(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Latents (scale applied, once, by the codec), and the frames that are encoded alone.
+
+        An image has none of these: it is its own first and last frame.
+        """
+        codec, alone = self.tools.codec, self.order.recipe.frames_alone
+        found = {"latents": codec.encode(pixels).float().cpu()}
+        if pixels.shape[2] == 1:
+            return found
+        if codec.kind != "patch-pca" or "first" in alone:
+            found["first"] = codec.encode_first(pixels).float().cpu()
+        if "last" in alone:
+            found["last"] = codec.encode_first(pixels[:, :, -1:]).float().cpu()
+        return found
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _refused(field: str, error: Exception) -> ParisError:
-    return ParisError("recipe.invalid", f"{field}: {str(error)[:150]}")
-
-
-def _codec(recipe: Recipe, items: Sequence[Item], work: Path, progress: Progress) -> Codec:
-    section = recipe.codec
-    if section.kind != "patch-pca":
-        from paris_models import encoders  # loads diffusers' VAEs, which small networks never need
-
-        try:
-            if section.kind == "hunyuan-vae":
-                return encoders.HunyuanVAE.from_pretrained(section.source, device=_device())
-            return encoders.WanVAE.from_pretrained(section.source, device=_device())
-        except (OSError, ValueError) as error:
-            raise _refused("codec.source", error) from error
-    made = work / CODEC_FILE
-    if section.file is None and not made.exists():
-        save_tensors(_fitted(recipe, items, progress).tensors(), made)
-    try:
-        path = made if section.file is None else recipe.file(section.file)
-        codec = PatchPCA.from_tensors(load_tensors(path))
-        codec.latent_grid(recipe.geometry.frames, recipe.geometry.height, recipe.geometry.width)
-    except (ValueError, SafetensorError) as error:
-        raise _refused("codec.file", error) from error
-    return codec
-
-
-def _fitted(recipe: Recipe, items: Sequence[Item], progress: Progress) -> PatchPCA:
-    """A codec fitted on clips from all over the folder."""
-    stride = max(1, len(items) // recipe.codec.fit_clips)
-    chosen = items[::stride][: recipe.codec.fit_clips]
-    clips: list[Frames] = []
-    with ThreadPoolExecutor(DECODERS) as pool:
-        for done, found in enumerate(pool.map(lambda item: _decode(item, recipe), chosen), 1):
-            clips += [] if isinstance(found, Skip) else found[:1]
-            progress("codec", done, len(chosen))
-    if not clips:
-        raise ParisError("clips.none", "no clip to fit the codec on")
-    section = recipe.codec
-    try:
-        return PatchPCA.fit(_stack(clips), section.channels, section.patch, section.block)
-    except (ValueError, RuntimeError) as error:
-        raise _refused("codec", error) from error
-
-
-def _text(recipe: Recipe, items: Sequence[Item]) -> TextEncoder:
-    section = recipe.text
-    if section.kind != "hashed-words":
-        from paris_models import encoders
-
-        try:
-            return encoders.T5Clip.from_pretrained(
-                section.source, length=section.length, device=_device()
-            )
-        except (OSError, ValueError) as error:
-            raise _refused("text.source", error) from error
-    if section.file is None:
-        captions = {item.caption for item in items}
-        short = [c for c in captions if len(c.split()) < section.length]
-        return HashedWords.fit(short, section.length, section.dim)
-    try:
-        return HashedWords.from_tensors(load_tensors(recipe.file(section.file)))
-    except (ValueError, SafetensorError) as error:
-        raise _refused("text.file", error) from error
-
-
-def _features(recipe: Recipe) -> Features:
-    if recipe.features.kind == "pixel-statistics":
-        return PixelStatistics()
-    from paris_models import encoders
-
-    try:
-        return encoders.Dino.from_pretrained(recipe.features.source, device=_device())
-    except (OSError, ValueError) as error:
-        raise _refused("features.source", error) from error
-
-
-def _stack(clips: Sequence[Frames]) -> Tensor:
-    """RGB frames as uint8 clips (n, 3, F, H, W)."""
-    return torch.stack([torch.from_numpy(clip).permute(3, 0, 1, 2) for clip in clips])
-
-
-def _decode(item: Item, recipe: Recipe) -> list[Frames] | Skip:
-    try:
-        return read_clips(item.read(), recipe.geometry, recipe.clips.stride, recipe.clips.most)
-    except VideoError as error:
-        return Skip(item.name, error.code, error.detail)
-    except OSError as error:
-        return Skip(item.name, "clip.truncated", (error.strerror or str(error))[:100])
-
-
-class Row(NamedTuple):
-    """Where an encoded clip is: batch file and row, item, caption, digest of its pixels."""
-
-    batch: int
-    row: int
+class _Clip(NamedTuple):
     item: int
-    caption: str
-    digest: str
-
-
-def batch_path(work: Path, number: int) -> Path:
-    """The file of a batch."""
-    return work / f"batch-{number:06d}.safetensors"
-
-
-def encode_all(
-    items: Sequence[Item], recipe: Recipe, tools: Tools, work: Path, progress: Progress
-) -> tuple[list[Row], Tensor, list[Skip]]:
-    """Encodes what is not encoded yet: rows in the order of the items, features (n, D), skips."""
-    rows: list[Row] = []
-    features: list[Tensor] = []
-    skips: list[Skip] = []
-    size = recipe.clips.batch
-    with ThreadPoolExecutor(DECODERS) as pool:
-        for number, start in enumerate(range(0, len(items), size)):
-            path, part = batch_path(work, number), items[start : start + size]
-            if not path.exists():
-                encoded = _encode_batch(part, recipe, tools, pool)
-                save_tensors(encoded.tensors, path, {"facts": json.dumps(encoded.facts)})
-            found, feature, skipped = _read_batch(path, number, start, items)
-            rows += found
-            skips += skipped
-            features.append(feature)
-            progress("encode", min(start + size, len(items)), len(items))
-    return rows, torch.cat(features), skips
+    bucket: int
+    frames: Frames
 
 
 class _Encoded(NamedTuple):
@@ -223,98 +197,133 @@ class _Encoded(NamedTuple):
     facts: dict[str, Any]
 
 
-def _encode_batch(
-    items: Sequence[Item], recipe: Recipe, tools: Tools, pool: ThreadPoolExecutor
-) -> _Encoded:
-    """Decodes and encodes one batch; never raises for a bad video or caption."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Encoders run on one CPU thread: sums in another order would be other bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---------------------------------------------------------------- what was encoded
+
+
+class Row(NamedTuple):
+    """Where a clip is (batch, bucket, row there), its item, caption and digest of its pixels."""
+
+    batch: int
+    bucket: int
+    row: int
+    item: int
+    caption: int
+    digest: str
+
+
+class Found(NamedTuple):
+    """All encoded clips in the order of the items, and what was skipped.
+
+    `features` (n, D) float32 and `hashes` (n, k) int64 (`similar.fingerprint`) go with the rows.
+    """
+
+    rows: list[Row]
+    features: Tensor
+    hashes: Tensor
+    skips: list[Skip]
+
+
+class Words(NamedTuple):
+    """What became of the captions: those too long with the facts, and the share lost in storing."""
+
+    bad: dict[str, str]
+    lost: float
+
+
+def read_captions(order: Order) -> Words:
+    """After all captions are encoded; leaves the list that encoders of clips read.
+
+    `lost` is the root of the squared error of the stored rows over their squares.
+    """
+    facts = [json.loads(read_metadata(order.path(j))["facts"]) for j in order.jobs("captions")]
+    bad = {caption: words for part in facts for caption, words in part["bad"].items()}
+    (order.work / BAD_CAPTIONS).write_text(json.dumps(sorted(bad)))
+    lost, square = (sum(part[name] for part in facts) for name in ("lost", "square"))
+    return Words(bad, (lost / square) ** 0.5 if square else 0.0)
+
+
+def read_clips(order: Order, bad: dict[str, str]) -> Found:
+    """After all clips are encoded."""
+    rows: list[Row] = []
+    features: list[Tensor] = []
+    hashes: list[Tensor] = []
     skips: list[Skip] = []
-    captions: dict[str, tuple[Tensor, Tensor]] = {}
-    usable: list[int] = []
-    for index, item in enumerate(items):
-        try:
-            if item.caption not in captions:
-                seq, pooled = tools.text.encode([item.caption])
-                captions[item.caption] = (seq[0], pooled[0])
-            usable.append(index)
-        except ValueError as error:
-            skips.append(Skip(item.name, "caption.too-long", str(error)[:100]))
-    clips: list[Frames] = []
-    of_item: list[int] = []
-    for index, found in zip(
-        usable, pool.map(lambda i: _decode(items[i], recipe), usable), strict=True
-    ):
-        if isinstance(found, Skip):
-            skips.append(found)
-        else:
-            clips += found
-            of_item += [index] * len(found)
-    facts = {
-        "skips": [[skip.name, skip.code, skip.detail] for skip in skips],
-        "digests": [hashlib.sha256(clip.tobytes()).hexdigest() for clip in clips],
-    }
-    used = sorted({items[index].caption for index in of_item})
-    tensors = {"item": torch.tensor(of_item, dtype=torch.int64), "features": torch.zeros(0, 0)}
-    if clips:
-        stacked = _stack(clips)
-        tensors["latents"] = tools.codec.encode(stacked).float().cpu()
-        if tools.codec.kind != "patch-pca":
-            tensors["first"] = tools.codec.encode_first(stacked).float().cpu()
-        tensors["features"] = tools.features(stacked).float().cpu()
-        tensors["text_seq"] = torch.stack([captions[caption][0] for caption in used])
-        tensors["text_pooled"] = torch.stack([captions[caption][1] for caption in used])
-    return _Encoded(tensors, facts | {"captions": used})
-
-
-def _read_batch(
-    path: Path, number: int, start: int, items: Sequence[Item]
-) -> tuple[list[Row], Tensor, list[Skip]]:
-    facts = json.loads(read_metadata(path)["facts"])
-    with safe_open(path, framework="pt") as file:
-        indices, features = file.get_tensor("item").tolist(), file.get_tensor("features")
-    rows = [
-        Row(number, row, start + index, items[start + index].caption, digest)
-        for row, (index, digest) in enumerate(zip(indices, facts["digests"], strict=True))
-    ]
+    for job in order.jobs("clips"):
+        items = order.items[order.span(job)]
+        facts = json.loads(read_metadata(order.path(job))["facts"])
+        with safe_open(order.path(job), framework="pt") as file:
+            names = ("item", "bucket", "row")
+            places = list(zip(*(file.get_tensor(name).tolist() for name in names), strict=True))
+            found = {b: file.get_tensor(f"{b}.features") for b in {place[1] for place in places}}
+            hashes += file.get_tensor("hashes")
+        start = order.span(job).start
+        for (item, bucket, row), digest in zip(places, facts["digests"], strict=True):
+            caption = order.number(items[item].caption)
+            rows.append(Row(job[1], bucket, row, start + item, caption, digest))
+            features.append(found[bucket][row])
+        skips += [
+            Skip(item.name, "caption.too-long", bad[item.caption])
+            for item in items
+            if item.caption in bad
+        ]
+        skips += [Skip(*skip) for skip in facts["skips"]]
     if not rows:
-        return [], torch.zeros(0), [Skip(*skip) for skip in facts["skips"]]
-    return rows, features, [Skip(*skip) for skip in facts["skips"]]
+        return Found([], torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.int64), skips)
+    return Found(rows, torch.stack(features), torch.stack(hashes), skips)
 
 
-def gather(work: Path, rows: Sequence[Row], tools: Tools) -> ClipTable:
-    """The clips at `rows`, in that order, with the table of their captions."""
-    captions = sorted({row.caption for row in rows})
-    number = {caption: i for i, caption in enumerate(captions)}
-    columns: dict[str, list[Any]] = {"latents": [None] * len(rows)}
-    columns |= {"first": [None] * len(rows), "features": [None] * len(rows)}
-    texts: list[Any] = [None] * len(captions)
-    for batch, places in _by_batch(rows):
-        path = batch_path(work, batch)
-        known = {c: i for i, c in enumerate(json.loads(read_metadata(path)["facts"])["captions"])}
-        tensors = load_tensors(path)
-        for place in places:
-            row = rows[place]
-            for name, column in columns.items():
-                column[place] = tensors[name][row.row] if name in tensors else None
-            local = known[row.caption]
-            texts[number[row.caption]] = (tensors["text_seq"][local], tensors["text_pooled"][local])
-    keep_features = tools.features.kind != "pixel-statistics"
+def gather(order: Order, rows: Sequence[Row], tools: Tools) -> ClipTable:
+    """The clips at `rows`, all of one bucket, in that order, with the table of their captions."""
+    used = sorted({row.caption for row in rows})
+    number = {caption: index for index, caption in enumerate(used)}
+    clips = _picked(order, "clips", [(row.batch, f"{row.bucket}.", row.row) for row in rows])
+    if tools.features.kind == "pixel-statistics":  # anybody computes these from the clips
+        del clips["features"]
+    size = order.recipe.clips.batch
+    text = _picked(order, "captions", [(c // size, "text_", c % size) for c in used])
+    if "scale" in text:
+        text["seq"] = unpack_rows(text["seq"], text.pop("scale"))
     return ClipTable(
-        latents=torch.stack(columns["latents"]),
+        **clips,
         caption=torch.tensor([number[row.caption] for row in rows], dtype=torch.int64),
-        text_seq=torch.stack([seq for seq, _ in texts]),
-        text_pooled=torch.stack([pooled for _, pooled in texts]),
+        text_seq=text["seq"],
+        text_pooled=text["pooled"],
         null_seq=tools.null_seq,
         null_pooled=tools.null_pooled,
-        first=torch.stack(columns["first"]) if columns["first"][0] is not None else None,
-        features=torch.stack(columns["features"]) if keep_features else None,
     )
 
 
-def _by_batch(rows: Sequence[Row]) -> Iterator[tuple[int, list[int]]]:
-    places: dict[int, list[int]] = {}
-    for place, row in enumerate(rows):
-        places.setdefault(row.batch, []).append(place)
-    yield from sorted(places.items())
+def _picked(
+    order: Order, kind: Literal["captions", "clips"], places: Sequence[tuple[int, str, int]]
+) -> dict[str, Tensor]:
+    """Rows of the tensors with a prefix, from (batch, prefix, row); only those rows are read."""
+    columns: dict[str, list[Any]] = {}
+    batches: dict[int, list[int]] = {}
+    for place, (batch, _, _) in enumerate(places):
+        batches.setdefault(batch, []).append(place)
+    for batch, members in sorted(batches.items()):
+        prefix = places[members[0]][1]
+        with safe_open(order.path((kind, batch)), framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no dictionary
+                if not name.startswith(prefix):
+                    continue
+                column = columns.setdefault(name.removeprefix(prefix), [None] * len(places))
+                part = file.get_slice(name)
+                for place in members:
+                    row = places[place][2]
+                    column[place] = part[row : row + 1]
+    return {name: torch.cat(column) for name, column in columns.items()}
 
 
 def disk_full(error: OSError) -> bool:

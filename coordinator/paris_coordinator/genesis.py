@@ -22,6 +22,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
+from paris_coordinator import planning
 from paris_coordinator.auditing import chain_start
 from paris_coordinator.config import Settings, State
 from paris_coordinator.ledger import STATEMENT, Entry, Envelope, Ledger
@@ -122,6 +123,7 @@ def _init(prepared: Path, described: Json, state: State, setup: Setup, now: int)
         for cluster in described["clusters"]:
             source = shelf.path(cluster[kind]["path"])
             _copy_private(source, state.private_shard(kind, cluster["index"]))
+    _keep_origins(described, genesis.record, shelf, state)
     write_atomic(state.genesis_file, genesis.raw)
     write_atomic(state.policy / "1.json", policy.raw)
     _first_entries(state, key, genesis, policy, now)
@@ -166,6 +168,26 @@ def _first_entries(
     ledger.close()
 
 
+def _keep_origins(described: Json, genesis: Genesis, shelf: Shelf, state: State) -> None:
+    """Where every clip comes from, with the shard's blob instead of its file; held-out ones too.
+
+    The table is the operator's alone. Folders of older versions have none.
+    """
+    table = shelf.folder / "private" / "provenance.jsonl"
+    if not table.is_file():
+        return
+    blobs: dict[str, str] = {}
+    for cluster, record in zip(described["clusters"], genesis.clusters, strict=True):
+        for entry, shard in zip(cluster["shards"], record.shards, strict=True):
+            blobs[entry["path"]] = shard.file.blob.id
+    with table.open(encoding="ascii") as file:
+        lines = [json.loads(line) for line in file]
+    for line in lines:
+        line["shard"] = blobs.get(line.pop("file"))
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    write_atomic(state.origins_file, text.encode(), 0o600)
+
+
 # ---------------------------------------------------------------- the records
 
 
@@ -181,9 +203,10 @@ def _genesis(described: Json, shelf: Shelf, setup: Setup, root: PrivateKey, now:
         "initial": shelf.put(described["initial"]["path"], expert_schema(described["expert"])),
         "clusters": [
             {name: cluster[name] for name in ("index", "clips", "prior", "centroid")}
-            | {"shards": [_shard(shard, shelf) for shard in cluster["shards"]]}
+            | {"shards": [_shard(shard, shelf, described) for shard in cluster["shards"]]}
             for cluster in described["clusters"]
         ],
+        "buckets": described.get("buckets", []),
     }
     return _valid(Genesis, value)
 
@@ -193,8 +216,17 @@ def _encoder(entry: Json, shelf: Shelf) -> Json:
     return plain | {"file": shelf.put(entry["path"]) if entry["path"] else None}
 
 
-def _shard(entry: Json, shelf: Shelf) -> Json:
-    return {"file": shelf.put(entry["path"]), "clips": entry["clips"]}
+def _shard(entry: Json, shelf: Shelf, described: Json) -> Json:
+    """A record of a shard that this folder's encoders made; `encoder.mismatch` for any other."""
+    from paris_models.shards import check_encoders
+
+    name = entry["path"]
+    file = shelf.put(name)
+    try:
+        check_encoders(read_header(shelf.path(name)).metadata, described.get("encoders", {}))
+    except ValueError as error:
+        raise ParisError("encoder.mismatch", f"{name}: {error}") from error
+    return {"file": file, "clips": entry["clips"], "bucket": entry.get("bucket", 0)}
 
 
 def _policy(described: Json, setup: Setup, key: PrivateKey, now: int) -> Policy:
@@ -209,6 +241,7 @@ def _policy(described: Json, setup: Setup, key: PrivateKey, now: int) -> Policy:
         "addresses": [invite.url],
         "bootstraps": [multiaddress(setup.address, _swarm_port(setup)) + f"/p2p/{peer_id(key.id)}"],
         "plan": described["plan"],
+        "plans": described.get("plans", []),
         "margins": described["margins"] or MARGINS,
         "audit": AUDIT | described.get("audit", {}),
     }
@@ -218,7 +251,9 @@ def _policy(described: Json, setup: Setup, key: PrivateKey, now: int) -> Policy:
     if value["audit"] is not None:
         start = chain_start(key.seed, value["number"])
         value["audit"] |= {"chain": chain_head(start, value["audit"]["chain_length"])}
-    return _valid(Policy, value)
+    policy = _valid(Policy, value)
+    planning.check(policy)
+    return policy
 
 
 def _swarm_port(setup: Setup) -> int:
@@ -265,13 +300,13 @@ class Shelf:
     """Takes files of the prepared folder into the store, each one once."""
 
     def __init__(self, folder: Path, store: BlobStore) -> None:
-        self._folder, self._store = folder.resolve(), store
+        self.folder, self._store = folder.resolve(), store
 
     def path(self, name: str) -> Path:
         """A file inside the prepared folder; anything else is refused."""
-        path = (self._folder / name).resolve()
-        if not path.is_relative_to(self._folder) or not path.is_file():
-            raise ParisError("recipe.invalid", f"there is no {name} in {self._folder}")
+        path = (self.folder / name).resolve()
+        if not path.is_relative_to(self.folder) or not path.is_file():
+            raise ParisError("recipe.invalid", f"there is no {name} in {self.folder}")
         return path
 
     def put(self, name: str, schema: Schema | None = None) -> Json:

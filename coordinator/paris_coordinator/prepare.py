@@ -1,17 +1,20 @@
 """`prepare`: a folder of captioned videos becomes latents, clusters, shards and held-out clips.
 
-Each video is decoded and encoded once. A killed run goes on where it was; a finished one is
-returned as it is when it is asked for again with the same inputs. What cannot be used is skipped
-and listed in `skipped.json`; a folder without anything usable is refused with `clips.none`::
+Each video is decoded and encoded once, by as many workers as are asked for. A killed run goes on
+where it was; a finished one is returned as it is when it is asked for again with the same inputs.
+What cannot be used is skipped and listed in `skipped.json`; a folder without anything usable is
+refused with `clips.none`::
 
     prepared = prepare(Path("demo.toml"), Path("clips"), Path("prepared"))
     prepared["report"]["clips"], prepared["report"]["skipped"]        # 10536, {"caption.empty": 1}
 
 The folder it leaves (input of `init`): `codec.safetensors` and `text.safetensors` (small encoders
-only), `initial.safetensors`, `shards/cluster<k>/shard<i>.safetensors`,
-`private/validation<k>.safetensors` and `private/audit<k>.safetensors`, `skipped.json` and
-`prepared.json`. The last one has no digests of files (`init` computes them) and these fields, whose
-inner names are those of `paris_protocol.records`; reals are decimal strings:
+only), `initial.safetensors`, `clusters.safetensors` (`Clusters`, which assigns later clips),
+`shards/cluster<k>/shard<i>.safetensors`, `private/validation<k>.safetensors` and
+`private/audit<k>.safetensors`, `skipped.json`,
+`private/provenance.jsonl` (`described.provenance`) and `prepared.json`. The last one has no digests
+of files (`init` computes them) and these fields, whose inner names are those of
+`paris_protocol.records`; reals are decimal strings:
 
     format       1
     inputs       SHA-256 over recipe, pinned files and the list of clips
@@ -20,17 +23,21 @@ inner names are those of `paris_protocol.records`; reals are decimal strings:
     codec        Codec without `file`; and `path`: "codec.safetensors" or null
     text         Text without `file`; and `path`: "text.safetensors" or null
     features     Genesis.features, such as "pixel-statistics"
+    encoders     fingerprints of codec, text and features
+    buckets      list of Bucket (Genesis.buckets)
     expert       ExpertSpec          recipe   Recipe
     router       RouterSpec          sampler  Sampler
     licences     list of Licence
     initial      {"path": "initial.safetensors"}
-    clusters     list of {index, clips, prior, centroid, shards: [{path, clips}],
+    clusters     list of {index, clips, prior, centroid, shards: [{path, clips, bucket}],
                  validation: {path, clips}, audit: {path, clips}}; `clips` counts training clips
     plan         RoundPlan           margins  Margins, or null when the recipe has none
     policy       those fields of Policy that the recipe sets (may be empty)
     audit        those fields of AuditRules that the recipe sets (may be missing)
     report       {"videos", "clips", "skipped": {code: count}, "clusters": [{clips, training,
-                 validation, audit, prior}], "captions", "collisions", "psnr_db"}
+                 validation, audit, prior}], "buckets": [{size, clips}], "licences": {name: count},
+                 "centres": fine ones, "captions", "text": {store, lost}, "collisions", "psnr_db"};
+                 `lost` is the root of the squared error of the stored text over its squares
 """
 
 from __future__ import annotations
@@ -40,89 +47,141 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from paris_coordinator.captions import Item, Skip, find_clips
-from paris_coordinator.encoding import Progress, Row, Tools, disk_full, encode_all, gather
+from paris_coordinator.dealing import (
+    Dealt,
+    cluster,
+    deal,
+    hold_out,
+    near_duplicates,
+    without_duplicates,
+)
+from paris_coordinator.described import FORMAT, describe, metadata, provenance, report
+from paris_coordinator.encoding import (
+    Found,
+    Order,
+    Row,
+    Words,
+    disk_full,
+    gather,
+    one_thread,
+    read_captions,
+    read_clips,
+)
+from paris_coordinator.engine import Engine, crew
 from paris_coordinator.recipe import Recipe, load_recipe
+from paris_coordinator.tools import Progress, Tools
 from paris_models.checkpoint import load_tensors, save_tensors, schema_of
-from paris_models.clusters import Clusters
-from paris_models.codec import PatchPCA
 from paris_models.expert import build_expert, parameter_shapes
-from paris_models.noise import permutation
 from paris_models.shards import write_shard
-from paris_models.text import HashedWords, collisions
-from paris_models.video import VideoError, read_clip
-from paris_protocol.canonical import decimal
 from paris_protocol.errors import ParisError
 
-FORMAT: Final = 1
 OWN: Final = (
     "prepared.json", "skipped.json", "shards", "private",
-    "codec.safetensors", "text.safetensors", "initial.safetensors",
+    "codec.safetensors", "text.safetensors", "initial.safetensors", "clusters.safetensors",
 )  # fmt: skip
 """What `prepare` makes in its folder, and removes before it makes it anew."""
 
 
 def prepare(
-    recipe_path: Path, clips_folder: Path, out: Path, progress: Progress | None = None
+    recipe_path: Path,
+    clips_folder: Path,
+    out: Path,
+    progress: Progress | None = None,
+    *,
+    workers: int = 1,
+    engine: Engine = "local",
+    allow_unlicensed: bool = False,
 ) -> dict[str, Any]:
     """Prepares a network's data and returns the content of `prepared.json`.
 
-    `progress(stage, done, total)` is called for the stages "codec", "encode" and "shards".
-    Raises `ParisError`: recipe.invalid, recipe.licence, encoder.mismatch, clips.none, disk.full.
+    `progress(stage, done, total)` is called for the stages "codec", "captions", "encode" and
+    "shards". The result does not depend on `workers` and `engine`. Raises `ParisError`:
+    recipe.invalid, recipe.licence, encoder.mismatch, clips.none, disk.full, prepare.worker,
+    engine.missing.
     """
     recipe = load_recipe(recipe_path)
+    if allow_unlicensed:
+        clips = recipe.clips.model_copy(update={"allow_unlicensed": True})
+        recipe = recipe.model_copy(update={"clips": clips})
     if not clips_folder.is_dir():
         raise ParisError("clips.none", f"there is no folder {clips_folder}")
+    told = progress or (lambda stage, done, total: None)
     try:
-        return _prepare(recipe, clips_folder, out, progress or (lambda stage, done, total: None))
+        return _prepare(recipe, clips_folder, out, told, workers, engine)
     except OSError as error:
         if disk_full(error):
             raise ParisError("disk.full", str(out)) from error
         raise
 
 
-def _prepare(recipe: Recipe, clips_folder: Path, out: Path, progress: Progress) -> dict[str, Any]:
-    items, skips = find_clips(clips_folder)
+def _prepare(
+    recipe: Recipe, folder: Path, out: Path, progress: Progress, workers: int, engine: Engine
+) -> dict[str, Any]:
+    items, skips = find_clips(folder, unlicensed=recipe.clips.allow_unlicensed)
     inputs = _inputs(recipe, items, skips)
     done = _finished(out, inputs)
     if done is not None:
         return done
-    work = _work_folder(out, inputs)
+    order = Order.of(recipe, items, _work_folder(out, inputs))
     if not items:
         _refuse_empty(out, skips)
-    tools = Tools.load(recipe, items, work, progress)
-    rows, features, more = encode_all(items, recipe, tools, work, progress)
-    rows, features, twice = _without_duplicates(rows, features, items)
-    skips = [*skips, *more, *twice]
+    with one_thread():
+        tools = Tools.load(recipe, items, order.work, progress)
+    _keep_for(order.work, tools)
+    words, found = _encode(order, tools, progress, workers, engine)
+    rows, features, twice = without_duplicates(found.rows, found.features, items)
+    skips = [*skips, *found.skips, *twice]
     if not rows:
         _refuse_empty(out, skips)
-    clusters, labels = _cluster(recipe, rows, features)
+    clusters, labels = cluster(recipe, rows, features)
     members: list[list[Row]] = [[] for _ in range(recipe.clusters.count)]
     for row, label in zip(rows, labels, strict=True):
         members[label].append(row)
-    dealt = [_deal(recipe, cluster, part) for cluster, part in enumerate(members)]
+    held = [hold_out(recipe, index, part) for index, part in enumerate(members)]
+    kept = set(rows)
+    hashes = found.hashes[[row in kept for row in found.rows]]
+    near = near_duplicates(recipe, rows, hashes, held)
+    # It is not said which held-out clip they are like: the list of these is secret.
+    skips += [Skip(items[item].name, "clip.near-duplicate", "") for item in sorted(near)]
+    dealt = [deal(recipe, part, near) for part in held]
+    rows = [row for row in rows if row.item not in near]
     initial = _initial(recipe)
     for name in OWN:
         _remove(out / name)
-    _write_tables(out, work, dealt, tools, progress)
+    _write_tables(out, order, dealt, tools, progress)
     for name, tensors in tools.small_tensors().items():
         save_tensors(tensors, out / name)
     save_tensors(initial, out / "initial.safetensors")
+    save_tensors(clusters.tensors(), out / "clusters.safetensors")
     _write_json(out / "skipped.json", _skipped(skips))
-    prepared = _describe(recipe, inputs, tools, clusters, dealt)
-    prepared["report"] = _report(recipe, items, rows, skips, prepared, tools)
+    prepared = describe(recipe, inputs, tools, clusters, dealt)
+    prepared["report"] = report(order, rows, skips, prepared, tools, words)
+    prepared["report"]["centres"] = 0 if clusters.fine is None else len(clusters.fine.centres)
     _write_json(out / "prepared.json", prepared)
-    shutil.rmtree(work)
+    shutil.rmtree(order.work)
     return prepared
+
+
+def _encode(
+    order: Order, tools: Tools, progress: Progress, workers: int, engine: Engine
+) -> tuple[Words, Found]:
+    """Captions first: clips whose caption is too long are not decoded."""
+    size = order.recipe.clips.batch
+    with crew(order, tools, workers, engine) as run:
+        for done, _ in enumerate(run(order.jobs("captions")), 1):
+            progress("captions", min(done * size, len(order.captions)), len(order.captions))
+        words = read_captions(order)
+        for done, _ in enumerate(run(order.jobs("clips")), 1):
+            progress("encode", min(done * size, len(order.items)), len(order.items))
+    return words, read_clips(order, words.bad)
 
 
 # ---------------------------------------------------------------- inputs and the work folder
@@ -160,6 +219,15 @@ def _work_folder(out: Path, inputs: str) -> Path:
     return work
 
 
+def _keep_for(work: Path, tools: Tools) -> None:
+    """Batches of other encoders, whose weights have changed in their folder, are made anew."""
+    mark, prints = work / "encoders.json", json.dumps(dict(tools.prints))
+    if mark.exists() and mark.read_text() != prints:
+        for batch in (*work.glob("batch-*"), *work.glob("text-*")):
+            batch.unlink()
+    mark.write_text(prints)
+
+
 def _refuse_empty(out: Path, skips: Sequence[Skip]) -> None:
     if not (out / "prepared.json").exists():  # an earlier result stays as it is
         _write_json(out / "skipped.json", _skipped(skips))
@@ -173,103 +241,24 @@ def _skipped(skips: Sequence[Skip]) -> list[dict[str, str]]:
     return [{"name": s.name, "code": s.code, "detail": s.detail} for s in skips]
 
 
-def _without_duplicates(
-    rows: list[Row], features: Tensor, items: Sequence[Item]
-) -> tuple[list[Row], Tensor, list[Skip]]:
-    """Every picture once: a copy among the held-out clips would judge what was trained on."""
-    first: dict[str, Row] = {}
-    keep: list[int] = []
-    skips: list[Skip] = []
-    for index, row in enumerate(rows):
-        known = first.setdefault(row.digest, row)
-        if known is row:
-            keep.append(index)
-        else:
-            skips.append(
-                Skip(items[row.item].name, "clip.duplicate", f"of {items[known.item].name}")
-            )
-    return [rows[i] for i in keep], features[keep] if keep else features, skips
-
-
-# ---------------------------------------------------------------- clusters, held-out clips, shards
-
-
-def _cluster(recipe: Recipe, rows: Sequence[Row], features: Tensor) -> tuple[Clusters, list[int]]:
-    """One cluster per clip; all clips of a video are in the cluster of their mean feature."""
-    section = recipe.clusters
-    try:
-        clusters = Clusters.fit(features, section.count, section.seed, section.restarts)
-    except ValueError as error:
-        raise ParisError("recipe.invalid", f"clusters.count: {error}") from error
-    videos, place = torch.unique(torch.tensor([row.item for row in rows]), return_inverse=True)
-    total = torch.zeros(len(videos), features.shape[1]).index_add(0, place, features)
-    means = total / torch.bincount(place)[:, None]
-    return clusters, clusters.assign(means)[place].tolist()
-
-
-@dataclass(frozen=True, slots=True)
-class Dealt:
-    """One cluster's clips: shards for training, and what never leaves the coordinator."""
-
-    index: int
-    validation: list[Row]
-    audit: list[Row]
-    shards: list[list[Row]]
-
-    @property
-    def training(self) -> int:
-        """Number of training clips."""
-        return sum(len(shard) for shard in self.shards)
-
-    @property
-    def clips(self) -> int:
-        """Number of all clips."""
-        return self.training + len(self.validation) + len(self.audit)
-
-    def files(self) -> dict[str, list[Row]]:
-        """Relative path and clips of every file."""
-        k = self.index
-        named = {f"private/validation{k}.safetensors": self.validation}
-        named[f"private/audit{k}.safetensors"] = self.audit
-        named |= {f"shards/cluster{k}/shard{i}.safetensors": s for i, s in enumerate(self.shards)}
-        return named
-
-
-def _deal(recipe: Recipe, cluster: int, rows: list[Row]) -> Dealt:
-    """Deals whole videos, in an order that only the seed and the clips decide.
-
-    At most a quarter of a cluster is held out for each purpose.
-    """
-    videos: dict[int, list[Row]] = {}
-    for row in rows:
-        videos.setdefault(row.item, []).append(row)
-    key = hashlib.sha256(f"paris deal {recipe.shards.seed} {cluster}".encode()).digest()[:16]
-    order = [list(videos.values())[i] for i in permutation(key, len(videos), 0)] if rows else []
-    shares: list[list[Row]] = []
-    for wanted in (recipe.held_out.validation, recipe.held_out.audit):
-        share: list[Row] = []
-        limit = min(wanted, len(rows) // 4)
-        while order and len(share) < limit:
-            share += order.pop()
-        shares.append(share)
-    count = min(recipe.shards.per_cluster, len(order))
-    if count < recipe.plan.units or not all(shares):
-        few = f"clusters.count: cluster {cluster} has only {len(rows)} clips"
-        raise ParisError("recipe.invalid", few)
-    shards = [[row for video in order[i::count] for row in video] for i in range(count)]
-    return Dealt(cluster, shares[0], shares[1], shards)
+# ---------------------------------------------------------------- what is written down
 
 
 def _write_tables(
-    out: Path, work: Path, dealt: Sequence[Dealt], tools: Tools, progress: Progress
+    out: Path, order: Order, dealt: Sequence[Dealt], tools: Tools, progress: Progress
 ) -> None:
+    """Shards, held-out clips, and where all of them come from."""
     files = [pair for cluster in dealt for pair in cluster.files().items()]
+    recipe, lines = order.recipe, list[dict[str, Any]]()
     (out / "private").mkdir(mode=0o700)
-    for done, (name, rows) in enumerate(files, 1):
+    for done, (name, table) in enumerate(files, 1):
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_shard(path, gather(work, rows, tools))
+        clips = gather(order, table.rows, tools)
+        write_shard(path, clips, metadata(recipe, tools, table.bucket), recipe.text.store)
+        lines += provenance(name, table, clips, order.items)
         progress("shards", done, len(files))
+    _write(out / "private" / "provenance.jsonl", (json.dumps(line) for line in lines))
 
 
 def _initial(recipe: Recipe) -> dict[str, Tensor]:
@@ -288,104 +277,16 @@ def _initial(recipe: Recipe) -> dict[str, Tensor]:
     return weights
 
 
-# ---------------------------------------------------------------- what is written down
-
-
-def _describe(
-    recipe: Recipe, inputs: str, tools: Tools, clusters: Clusters, dealt: Sequence[Dealt]
-) -> dict[str, Any]:
-    """`prepared.json` without its report."""
-    shape = recipe.geometry
-    grid = tools.codec.latent_grid(shape.frames, shape.height, shape.width)
-    total = sum(cluster.clips for cluster in dealt)
-    small = tools.small_tensors()
-    described = recipe.records() | {"format": FORMAT, "inputs": inputs}
-    described["codec"] = {
-        "kind": recipe.codec.kind,
-        "source": recipe.codec.source,
-        "fingerprint": tools.codec.fingerprint,
-        "channels": tools.codec.channels,
-        **dict(zip(("frames", "height", "width"), grid, strict=True)),
-        "path": "codec.safetensors" if "codec.safetensors" in small else None,
-    }
-    described["text"] = {
-        "kind": recipe.text.kind,
-        "source": recipe.text.source,
-        "fingerprint": tools.text.fingerprint,
-        "length": tools.text.length,
-        "dim": tools.text.dim,
-        "pooled_dim": tools.text.pooled_dim,
-        "path": "text.safetensors" if "text.safetensors" in small else None,
-    }
-    described["features"] = recipe.features.kind
-    described["initial"] = {"path": "initial.safetensors"}
-    described["clusters"] = [
-        {
-            "index": cluster.index,
-            "clips": cluster.training,
-            "prior": decimal(cluster.clips / total),
-            "centroid": [decimal(float(x)) for x in clusters.centroids[cluster.index]],
-            **_files(cluster),
-        }
-        for cluster in dealt
-    ]
-    return described
-
-
-def _files(cluster: Dealt) -> dict[str, Any]:
-    entries = [{"path": path, "clips": len(rows)} for path, rows in cluster.files().items()]
-    return {"validation": entries[0], "audit": entries[1], "shards": entries[2:]}
-
-
-def _report(
-    recipe: Recipe,
-    items: Sequence[Item],
-    rows: Sequence[Row],
-    skips: Sequence[Skip],
-    prepared: dict[str, Any],
-    tools: Tools,
-) -> dict[str, Any]:
-    some = -(-len(rows) // 64)
-    counts = Counter(skip.code for skip in skips)
-    captions = {row.caption for row in rows}
-    words = collisions(captions) if isinstance(tools.text, HashedWords) else []
-    return {
-        "videos": len(items),
-        "clips": len(rows),
-        "skipped": dict(sorted(counts.items())),
-        "clusters": [
-            {
-                "training": cluster["clips"],
-                "validation": cluster["validation"]["clips"],
-                "audit": cluster["audit"]["clips"],
-                "prior": cluster["prior"],
-            }
-            for cluster in prepared["clusters"]
-        ],
-        "captions": len(captions),
-        "collisions": [list(group) for group in words],
-        "psnr_db": _round_trip(recipe, [items[row.item] for row in rows[::some]], tools),
-    }
-
-
-def _round_trip(recipe: Recipe, items: Sequence[Item], tools: Tools) -> str | None:
-    """What the small codec keeps of some clips, as PSNR in dB; large ones are not decoded here."""
-    if not isinstance(tools.codec, PatchPCA):
-        return None
-    try:
-        clips = torch.stack([read_clip(item.read(), recipe.geometry) for item in items])
-    except (VideoError, OSError):  # changed since it was encoded
-        return None
-    again = tools.codec.decode(tools.codec.encode(clips))
-    error = (again.float() - clips.float()).square().mean() / 255**2
-    return decimal(float(-10 * error.clamp(min=1e-12).log10()), 4)
-
-
 def _write_json(path: Path, value: object) -> None:
+    _write(path, [json.dumps(value, indent=1)])
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
+    """Lines of ASCII (names of files need not be UTF-8), whole or not at all."""
     partial = path.with_name(f".{path.name}.part")
     try:
-        with partial.open("w", encoding="ascii") as file:  # names of files need not be UTF-8
-            json.dump(value, file, indent=1)
+        with partial.open("w", encoding="ascii") as file:
+            file.writelines(f"{line}\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -12,36 +12,43 @@ combinations that the parts' licences forbid with `recipe.licence`::
 from __future__ import annotations
 
 import tomllib
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
+from paris_coordinator.planning import FACTORS, Offer, fault
 from paris_coordinator.recipe_audit import Audit, Positive, Section
-from paris_models.config import LADDER, ExpertConfig, RecipeConfig, RouterConfig, SamplerConfig
+from paris_coordinator.recipe_clips import (
+    Buckets,
+    Clips,
+    Clusters,
+    Filters,
+    Geometry,
+    HeldOut,
+    Shards,
+)
+from paris_coordinator.recipe_objective import Objective
+from paris_models.config import (
+    FRAMES_ALONE,
+    LADDER,
+    ExpertConfig,
+    RecipeConfig,
+    RouterConfig,
+    SamplerConfig,
+)
+from paris_models.rows import Store
 from paris_protocol.canonical import decimal
 from paris_protocol.errors import ParisError
+from paris_protocol.records import UpdateCodec
 
 MAX_BYTES: Final = 1 << 20
+MOST_BUCKETS: Final = 256
+VAE_CELL: Final = 8
+"""Pixels per latent of the published video VAEs."""
 SMALL: Final = ("patch-pca", "hashed-words", "pixel-statistics")
 """Encoders that are made here and have no source to be loaded from."""
-
-
-class Geometry(Section):
-    """One clip in pixels."""
-
-    frames: int = Positive
-    height: int = Positive
-    width: int = Positive
-    fps: int = Positive
-
-
-class Clips(Section):
-    """How videos are cut: up to `most` clips per video, each `stride` frames after the last."""
-
-    stride: int = Field(default=0, ge=0)
-    most: int = Field(default=1, ge=1)
-    batch: int = Field(default=256, ge=1)
 
 
 class Codec(Section):
@@ -58,7 +65,10 @@ class Codec(Section):
 
 
 class Text(Section):
-    """Captions to vectors. `file` pins a word table; without it one is made for the captions."""
+    """Captions to vectors. `file` pins a word table; without it one is made for the captions.
+
+    `store` says how sequences stand in the shards (`paris_models.rows`).
+    """
 
     kind: Literal["hashed-words", "t5-clip"]
     source: str = ""
@@ -67,6 +77,7 @@ class Text(Section):
     dim: int = Field(default=4096, ge=1)
     pooled_dim: int | None = None
     file: str | None = None
+    store: Store = "float32"
 
 
 class Features(Section):
@@ -75,28 +86,6 @@ class Features(Section):
     kind: Literal["pixel-statistics", "dinov2"] = "pixel-statistics"
     source: str = ""
     fingerprint: str | None = None
-
-
-class Clusters(Section):
-    """k-means: number of clusters (and experts), seed, restarts."""
-
-    count: int = Field(ge=1, le=1024)
-    seed: int = Field(default=0, ge=0)
-    restarts: int = Field(default=8, ge=1)
-
-
-class Shards(Section):
-    """How each cluster's training clips are dealt out to files."""
-
-    per_cluster: int = Positive
-    seed: int = Field(default=0, ge=0)
-
-
-class HeldOut(Section):
-    """Clips per cluster that never leave the coordinator."""
-
-    validation: int = Positive
-    audit: int = Positive
 
 
 class Expert(Section):
@@ -135,27 +124,6 @@ class Initial(Section):
     file: str | None = None
     seed: int = Field(default=0, ge=0)
     origin: Literal["scratch", "flux.1-schnell", "flux.1-dev", "open-sora-v2"] = "scratch"
-
-
-class Objective(Section):
-    """Objective and optimiser; the defaults are the paper's (`paris_models.config`)."""
-
-    objective: Literal["velocity", "x0"] = "velocity"
-    sigma_min: float = Field(default=1e-5, ge=0, lt=1)
-    t_mean: float = 0.0
-    t_std: float = Field(default=1.0, gt=0)
-    t_shift: float = Field(default=0.0, ge=0)
-    null_text: float = Field(default=0.1, ge=0, lt=1)
-    batch: int = Field(ge=1)
-    optimiser: Literal["adamw", "muon"] = "adamw"
-    lr: float = Field(default=5e-5, gt=0)
-    matrix_lr: float = Field(default=0.0, ge=0)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.999, ge=0, lt=1)
-    eps: float = Field(default=1e-15, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    momentum: float = Field(default=0.95, ge=0, lt=1)
-    clip_norm: float = Field(default=1.0, gt=0)
 
 
 class Router(Section):
@@ -211,7 +179,7 @@ class Policy(Section):
 
     dtype: Literal["float32", "bfloat16"] | None = None
     threads: int | None = Field(default=None, ge=1)
-    update_codec: Literal["dense-f32", "dense-bf16"] | None = None
+    update_codec: UpdateCodec | None = None
     commit_every: int | None = Field(default=None, ge=1)
     soft_deadline: int | None = Field(default=None, ge=1)
     hard_deadline: int | None = Field(default=None, ge=1)
@@ -248,6 +216,8 @@ class Recipe(Section):
     notes: tuple[str, ...] = ()
     geometry: Geometry
     clips: Clips = Clips()
+    buckets: tuple[Buckets, ...] = ()
+    filters: Filters = Filters()
     codec: Codec
     text: Text
     features: Features = Features()
@@ -260,6 +230,7 @@ class Recipe(Section):
     router: Router
     sampler: Sampler = Sampler()
     plan: Plan
+    plans: tuple[Offer, ...] = ()
     margins: Margins | None = None
     policy: Policy = Policy()
     audit: Audit = Audit()
@@ -269,7 +240,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         expert = self.expert.config()
-        RecipeConfig.from_record(self.recipe)
+        self.objective()
         RouterConfig.from_record(self.router)
         SamplerConfig.from_record(self.sampler)
         if expert.latent_channels != self.codec.channels:
@@ -280,6 +251,14 @@ class Recipe(Section):
             raise ValueError("text.dim: the expert reads another size of text")
         if self.plan.units > self.shards.per_cluster:
             raise ValueError("shards.per_cluster: units of a round must have disjoint shards")
+        every, codec = self.policy.commit_every, self.policy.update_codec
+        whole = every is None or every >= self.plan.steps  # `init` knows the default
+        if found := fault([offer.rules() for offer in self.plans], codec, whole):
+            raise ValueError(found)
+        if self.initial.file is None and any(o.codec.startswith(FACTORS) for o in self.plans):
+            raise ValueError("initial.file: factors of a fresh expert would learn nothing")
+        if len(self.shapes) > MOST_BUCKETS:
+            raise ValueError(f"buckets: {len(self.shapes) - 1}, at most {MOST_BUCKETS - 1}")
         if self.sampler.top_k > self.clusters.count:
             raise ValueError("sampler.top_k: more than there are experts")
         for name in ("codec", "text", "features"):
@@ -292,6 +271,39 @@ class Recipe(Section):
     def pooled_dim(self) -> int:
         """Size of the pooled text."""
         return self.text.dim if self.text.pooled_dim is None else self.text.pooled_dim
+
+    def objective(self) -> RecipeConfig:
+        """The section `[recipe]` with what follows from the preset, the expert and the dtypes."""
+        paper = self.preset == "paper" and self.expert.config().conditioned
+        dtypes = {self.policy.dtype, *(offer.dtype for offer in self.plans)}
+        return self.recipe.resolved(paper=paper, half="bfloat16" in dtypes)
+
+    @property
+    def frames_alone(self) -> frozenset[str]:
+        """Which frames of a clip are given to experts in training: of `first` and `last`."""
+        kinds = self.objective().conditions if self.expert.config().conditioned else ()
+        return frozenset().union(*(FRAMES_ALONE[kind] for kind, _ in kinds))
+
+    @cached_property
+    def shapes(self) -> tuple[Geometry, ...]:
+        """The sizes that clips are cut to, the network's own first; `ValueError` for two alike."""
+        space = self.codec.patch if self.codec.kind == "patch-pca" else VAE_CELL
+        cell = space * self.expert.config().patch
+        found = [self.geometry]
+        for bucket in self.buckets:
+            found += bucket.shapes(self.geometry, cell)
+        for index, shape in enumerate(found):
+            if shape in found[:index]:
+                size = f"{shape.frames}×{shape.height}×{shape.width}"
+                raise ValueError(f"buckets: {size} is there twice")
+        return tuple(found)
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Clips per step of each of `shapes`."""
+        own = self.recipe.batch
+        more = [[bucket.batch or own] * len(bucket.aspects) for bucket in self.buckets]
+        return own, *(batch for part in more for batch in part)
 
     def file(self, name: str) -> Path:
         """A file that the recipe names, relative to the recipe's folder."""
@@ -318,10 +330,11 @@ class Recipe(Section):
             "notes": list(self.notes),
             "geometry": _plain(self.geometry),
             "expert": _plain(self.expert.config()),
-            "recipe": _plain(self.recipe),
+            "recipe": _plain(self.objective()),
             "router": _plain(self.router),
             "sampler": _plain(self.sampler),
             "plan": _plain(self.plan),
+            "plans": [offer.rules().model_dump() for offer in self.plans],
             "margins": None if self.margins is None else _plain(self.margins),
             "policy": {k: v for k, v in _plain(self.policy).items() if v is not None},
             "audit": {k: v for k, v in _plain(self.audit).items() if v is not None},
@@ -329,9 +342,9 @@ class Recipe(Section):
         }
 
 
-def _plain(section: Section | ExpertConfig) -> dict[str, Any]:
+def _plain(section: Section | ExpertConfig | RecipeConfig) -> dict[str, Any]:
     """Fields as JSON values: floats as decimal strings, tuples as lists."""
-    if isinstance(section, ExpertConfig):
+    if isinstance(section, ExpertConfig | RecipeConfig):
         fields = {name: getattr(section, name) for name in section.__dataclass_fields__}
     else:
         fields = section.model_dump()

@@ -1,5 +1,7 @@
 """Video files in and out: decode, turn, resample by timestamps, resize and crop; write MP4.
 
+Images (PNG and JPEG) are clips of one frame, where a bucket of one frame is asked for.
+
 Reading refuses what is no video, damaged, without frames, sound only, or too short (`VideoError`
 with the catalogue code). Only known container formats are opened, and only from the file that was
 named: playlists and other formats that refer to further files or addresses are no videos here::
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -25,9 +27,13 @@ import numpy.typing as npt
 import torch
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from paris_models.buckets import choose, fills
+
 Frames = npt.NDArray[np.uint8]
 """RGB frames, (frames, height, width, 3)."""
 
+IMAGES: Final = ((b"\x89PNG\r\n\x1a\n", "png_pipe"), (b"\xff\xd8\xff", "jpeg_pipe"))
+"""First bytes of an image and the demuxer that reads one picture from a stream of bytes."""
 FORMATS: Final = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,ivf,h264,hevc"
 MAGIC: Final = (
     (4, b"ftyp"), (4, b"moov"), (4, b"mdat"), (0, b"\x1aE\xdf\xa3"), (0, b"RIFF"), (0, b"OggS"),
@@ -92,29 +98,53 @@ def read_clips(
     the clip and its centre is cut out. Raises `VideoError` with code clip.not-video,
     clip.truncated, clip.no-frames, clip.audio-only or clip.too-short.
     """
-    wanted = geometry.frames + (most - 1) * stride
-    with _open(source) as container:
+    return read_bucketed(source, [geometry], stride, most)[1]
+
+
+def read_bucketed(
+    source: Path | bytes, shapes: Sequence[ClipShape], stride: int = 0, most: int = 1
+) -> tuple[int, list[Frames]]:
+    """`read_clips` in the shape that keeps most of the video (`buckets.choose`), and its index.
+
+    All shapes have the rate of the first.
+    """
+    with _open(source, any(shape.frames == 1 for shape in shapes)) as container:
         if not container.streams.video:
             _refuse_unseen(source, container)
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        aspect = float(stream.sample_aspect_ratio or 1)
+        image = container.format.name.endswith("_pipe")
         ticks: list[Any] = []
+        rows = columns = limit = 0
         counter = _Counter()
         try:
-            for frame in _ticks(counter.count(container.decode(stream)), stream, geometry.fps):
+            for frame in _ticks(counter.count(container.decode(stream)), stream, shapes[0].fps):
+                if not ticks:
+                    rows, columns = _shown(frame, float(stream.sample_aspect_ratio or 1))
+                    fit = [s.frames for s in shapes if s is shapes[0] or fills(s, rows, columns)]
+                    limit = 1 if image else max(fit) + (most - 1) * stride
                 ticks.append(frame)
-                if len(ticks) == wanted:
+                if len(ticks) == limit:
                     break
         except (av.error.FFmpegError, EOFError) as error:
             raise VideoError("clip.truncated", _words(error)) from error
-        if len(ticks) < geometry.frames:
-            _refuse_short(len(ticks), counter.frames, stream.frames, geometry)
-    fit = _Fit(geometry, aspect)
-    pictures = [fit(frame) for frame in ticks]
-    last = len(pictures) - geometry.frames
+        index = choose(shapes, rows, columns, len(ticks)) if ticks else None
+        if index is None:
+            _refuse_short(len(ticks), counter.frames, stream.frames, shapes[0])
+        fit_to = _Fit(shapes[index], float(stream.sample_aspect_ratio or 1))
+    return index, _cut([fit_to(frame) for frame in ticks], shapes[index].frames, stride, most)
+
+
+def _shown(frame: Any, aspect: float) -> tuple[int, int]:
+    """Height and width of the picture that a player shows."""
+    rows, columns = frame.height, round(frame.width * aspect)
+    return (columns, rows) if round(frame.rotation / 90) % 2 else (rows, columns)
+
+
+def _cut(pictures: Sequence[Frames], frames: int, stride: int, most: int) -> list[Frames]:
+    last = min(len(pictures) - frames, (most - 1) * stride)
     starts = range(0, last + 1, stride) if stride else range(1)
-    return [np.stack(pictures[start : start + geometry.frames]) for start in starts]
+    return [np.stack(pictures[start : start + frames]) for start in starts]
 
 
 def _refuse_unseen(source: Path | bytes, container: Any) -> NoReturn:
@@ -140,26 +170,38 @@ def _words(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error)[:100]
 
 
-def _open(source: Path | bytes) -> Any:
-    """An open container, or `VideoError` for what no demuxer of `FORMATS` understands."""
+def _open(source: Path | bytes, images: bool) -> Any:
+    """An open container, or `VideoError` for what no demuxer of `FORMATS` understands.
+
+    An image's demuxer is named, never guessed: FFmpeg's guess would take the file's name for a
+    pattern of names.
+    """
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    head = _head(source)
+    kind = next((kind for magic, kind in IMAGES if images and head.startswith(magic)), None)
+    if kind is not None:
+        options["format_whitelist"] = kind
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else f"file:{source.resolve()}"
-        return av.open(file, options=options)
+        return av.open(file, format=kind, options=options)
     except (av.error.FFmpegError, ValueError) as error:
         if isinstance(error, OSError) and not isinstance(error, ValueError):
             raise
-        code = "clip.truncated" if _is_known(source) else "clip.not-video"
+        code = "clip.truncated" if kind or _is_known(source) else "clip.not-video"
         raise VideoError(code, _words(error)) from error
+
+
+def _head(source: Path | bytes) -> bytes:
+    """The first bytes."""
+    if isinstance(source, bytes):
+        return source[:16]
+    with source.open("rb") as file:
+        return file.read(16)
 
 
 def _is_known(source: Path | bytes) -> bool:
     """Whether the first bytes are those of a video container."""
-    if isinstance(source, bytes):
-        head = source[:16]
-    else:
-        with source.open("rb") as file:
-            head = file.read(16)
+    head = _head(source)
     return any(head[at:].startswith(magic) for at, magic in MAGIC)
 
 

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,8 @@ from paris_models.video import Geometry, encode_mp4
 
 Array = npt.NDArray[np.float64]
 
+LICENCE: Final = "CC0-1.0"
+"""Nobody holds rights in what these functions draw."""
 GEOMETRY: Final = Geometry(frames=9, height=24, width=24, fps=8)
 COLOURS: Final = {
     "red": (0.90, 0.15, 0.15),
@@ -165,9 +168,18 @@ def write_clips(
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Writes `n` lossless MP4 files `00000.mp4` … with their captions beside them as `.txt`."""
+    """Writes `n` lossless MP4 files `00000.mp4` … with their captions beside them as `.txt`.
+
+    `captions.jsonl` names their source and licence.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     clips, captions = render(n, seed)
+    source = f"paris_models.worlds, seed {seed}"
+    lines = (
+        json.dumps({"video": f"{i:05d}.mp4", "source": source, "licence": LICENCE})
+        for i in range(n)
+    )
+    (folder / "captions.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
     def write(i: int) -> None:
         name = folder / f"{i:05d}.mp4"

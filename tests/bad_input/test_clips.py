@@ -43,6 +43,9 @@ def test_folders_without_video(say: Say, recipe: Path, clips: Path, tmp_path: Pa
     before = tree(clips)
     said = say(main, "prepare", recipe, clips, "--out", out)
     refused(said, "clips.none")
+    assert "1 × clip.licence" in said.err
+    said = say(main, "prepare", recipe, clips, "--out", out, "--allow-unlicensed")
+    refused(said, "clips.none")
     assert "2 × clip.not-video" in said.err
     listed = json.loads((out / "skipped.json").read_text())
     assert sorted(one["name"] for one in listed) == ["film.mp4", "notes.pdf"]
@@ -67,6 +70,14 @@ def test_an_earlier_result_survives_an_empty_folder(
     before = tree(out)
     refused(say(main, "prepare", recipe, clips, "--out", out), "clips.none")
     assert tree(out) == before
+
+
+def test_an_engine_that_there_is_not(say: Say, recipe: Path, clips: Path, tmp_path: Path) -> None:
+    before = tree(tmp_path)
+    for wrong in (("--engine", "spark"), ("--workers", "0")):
+        said = say(main, "prepare", recipe, clips, "--out", tmp_path / "out", *wrong)
+        assert said.exit == 2 and wrong[0] in said.err and "Traceback" not in said.err, said
+    assert tree(tmp_path) == before
 
 
 def test_an_out_that_is_a_file(say: Say, recipe: Path, clips: Path, tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipe")
     text = asset("smoke.toml").read_text()
     text = text.replace("validation = 128", "validation = 5").replace("audit = 64", "audit = 3")
-    text = text.replace("[codec]", "[clips]\nbatch = 16\n\n[codec]")
+    clips = "[clips]\nbatch = 16\nallow_unlicensed = true\n\n"
+    text = text.replace("[codec]", clips + "[codec]")
     for name in ("codec", "text", "initial"):
         shutil.copy(asset(f"{name}.safetensors"), folder)
     (folder / "recipe.toml").write_text(text)
@@ -92,7 +93,7 @@ def test_what_is_written_is_what_is_described(prepared: Path) -> None:
             assert len(table) == next(part["clips"] for part in parts if part["path"] == name)
         assert table.shape == (32, 3, 4, 4) and table.features is None and table.first is None
     names = {path.relative_to(prepared).as_posix() for path in prepared.rglob("*.safetensors")}
-    small = {"codec.safetensors", "text.safetensors", "initial.safetensors"}
+    small = {f"{name}.safetensors" for name in ("codec", "text", "initial", "clusters")}
     assert names == small | tables(prepared).keys()
     assert not (prepared / "work").exists()
     assert (prepared / "private").stat().st_mode & 0o077 == 0
@@ -128,7 +129,7 @@ def test_it_is_a_function_of_its_inputs_and_done_only_once(
         if path.is_file():
             other = tmp_path / "again" / path.relative_to(prepared)
             assert other.read_bytes() == path.read_bytes()
-    monkeypatch.setattr(encoding, "read_clips", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(encoding, "decode", lambda *_: pytest.fail("decoded again"))
     assert prepare(recipe, videos, tmp_path / "again")["report"]["clips"] == CLIPS
 
 
@@ -236,7 +237,7 @@ def test_too_few_clips_for_the_clusters(recipe: Path, videos: Path, tmp_path: Pa
 
 
 def names(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    items, skips = find_clips(folder)
+    items, skips = find_clips(folder, unlicensed=True)
     return {i.name: i.caption for i in items}, {s.name: s.code for s in skips}
 
 
@@ -287,6 +288,52 @@ def test_captions_from_csv(tmp_path: Path) -> None:
     assert names(tmp_path)[1]["captions.csv:2"] == "caption.encoding"
 
 
+def test_sources_and_licences_from_every_list(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4", "f.png"):
+        (tmp_path / name).write_bytes(b"v")
+        (tmp_path / name).with_suffix(".txt").write_text(f"beside {name}")
+    said = [
+        {"video": "a.mp4", "licence": "CC-BY-4.0", "source": " a  page "},
+        {"video": "b.mp4", "licence": "CC0-1.0", "caption": "listed"},
+        {"video": "c.mp4", "licence": "x" * 201},
+        {"video": "d.mp4", "licence": 4},
+        {"video": "e.mp4", "source": "known, but under which terms?"},
+    ]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, said)))
+    (tmp_path / "captions.csv").write_text("video,licence\nf.png,MIT\n")
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for key, words in (
+            ("x", {"caption": "said", "licence": "CC0-1.0"}),
+            ("y", {"caption": "z"}),
+        ):
+            add(tar, f"{key}.mp4", b"v")
+            add(tar, f"{key}.json", json.dumps(words).encode())
+        add(tar, "z.png", b"v")
+        add(tar, "z.txt", b"the txt")
+        add(tar, "z.json", json.dumps({"licence": "MIT"}).encode())
+    items, skips = find_clips(tmp_path)
+    assert [(i.name, i.caption, i.source, i.licence) for i in items] == [
+        ("a.mp4", "beside a.mp4", "a page", "CC-BY-4.0"),
+        ("b.mp4", "listed", "", "CC0-1.0"),
+        ("f.png", "beside f.png", "", "MIT"),
+        ("t.tar/x.mp4", "said", "", "CC0-1.0"),
+        ("t.tar/z.png", "the txt", "", "MIT"),
+    ]
+    assert {skip.name: skip.code for skip in skips} == {
+        "captions.jsonl:3": "caption.list",
+        "captions.jsonl:4": "caption.list",
+        "c.mp4": "clip.licence",
+        "d.mp4": "clip.licence",
+        "e.mp4": "clip.licence",
+        "t.tar/y.mp4": "clip.licence",
+    }
+    assert len(find_clips(tmp_path, unlicensed=True)[0]) == 9
+    marks = [item.mark() for item in items]
+    said[0]["licence"] = "CC0-1.0"
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, said)))
+    assert [item.mark() for item in find_clips(tmp_path)[0]] != marks
+
+
 def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(data)
@@ -308,7 +355,7 @@ def test_a_webdataset_is_read_in_place(recipe: Path, tmp_path: Path) -> None:
         add(tar, "d/none.mp4", b"v")
         add(tar, "../../escape.mp4", b"v")
     (folder / "broken.tar").write_bytes(b"no tar")
-    items, skips = find_clips(folder)
+    items, skips = find_clips(folder, unlicensed=True)
     assert [item.caption for item in items] == [CAPTIONS[int(c)] for c in captions]
     assert torch.equal(read_clip(items[5].read(), GEOMETRY), clips[5])
     assert {skip.name: skip.code for skip in skips} == {
@@ -376,8 +423,8 @@ def test_kill_9_costs_at_most_the_batch_in_hand(
     done = len(list((out / "work").glob("batch-*.safetensors")))
     assert done >= 3 and not (out / "prepared.json").exists()
     decoded: list[Any] = []
-    real = encoding.read_clips
-    monkeypatch.setattr(encoding, "read_clips", lambda *a: decoded.append(a[0]) or real(*a))
+    real = encoding.decode
+    monkeypatch.setattr(encoding, "decode", lambda *a: decoded.append(a[0]) or real(*a))
     prepare(recipe, videos, out)
     assert len(decoded) == CLIPS - 16 * done
     for path in prepared.rglob("*"):
@@ -385,7 +432,7 @@ def test_kill_9_costs_at_most_the_batch_in_hand(
             assert (out / path.relative_to(prepared)).read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("stage", ["save_tensors", "write_shard", "_write_json"])
+@pytest.mark.parametrize("stage", ["save_tensors", "write_shard", "_write"])
 def test_a_full_disk_is_said_and_nothing_is_finished(
     recipe: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:

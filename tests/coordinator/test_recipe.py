@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,10 +56,12 @@ def test_shipped_recipes_make_valid_records(name: str) -> None:
         "plan": records.RoundPlan,
     }
     for field, kind in kinds.items():
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in plain[field].items()}
-        kind.model_validate(values)
+        kind.model_validate_json(json.dumps(plain[field]))
     assert recipe.expert.config() == LADDER["demo"]
-    assert RecipeConfig.from_record(records.Recipe.model_validate(plain["recipe"])) == DEMO_RECIPE
+    signed = records.Recipe.model_validate_json(json.dumps(plain["recipe"]))
+    config = RecipeConfig.from_record(signed)
+    assert config == replace(DEMO_RECIPE, time_path=config.time_path)  # by the plans' dtypes
+    assert not {"conditions", "null_image", "ema"} & signed.model_dump().keys()
     assert all(len(note) <= 200 for note in plain["notes"])
     margins = {k: tuple(v) if isinstance(v, list) else v for k, v in plain["margins"].items()}
     assert len(records.Margins.model_validate(margins).damage) == plain["plan"]["rounds"]
@@ -82,6 +86,12 @@ def test_shipped_recipes_make_valid_records(name: str) -> None:
         ("recipe", "lr = -1.0", "recipe.lr"),
         ("recipe", 'optimiser = "sgd"', "recipe.optimiser"),
         ("recipe", "t_std = nan", "recipe.t_std"),
+        ("recipe", "conditions = { i2v_middle = 1 }", "recipe.conditions"),
+        ("recipe", "conditions = { i2v_head = 0 }", "condition"),
+        ("recipe", "null_image = 1.0", "recipe.null_image"),
+        ("recipe", "ema = 1.0", "recipe.ema"),
+        ("recipe", "ema = -0.1", "recipe.ema"),
+        ("recipe", 'time_path = "exact"', "recipe.time_path"),
         ("router", "heads = 3", "router"),
         ("sampler", "top_k = 4", "sampler.top_k"),
         ("plan", "units = 7", "shards.per_cluster"),
@@ -94,6 +104,12 @@ def test_the_field_that_is_wrong_is_named(
     error = refusal(tmp_path, changed(section, line))
     assert error.code == "recipe.invalid"
     assert field in error.detail
+
+
+def test_an_average_is_signed_where_it_is_asked_for(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, changed("recipe", "ema = 0.999")))
+    assert recipe.records()["recipe"]["ema"] == "0.999"
+    assert records.Recipe.model_validate(recipe.records()["recipe"]).model_dump()["ema"] == "0.999"
 
 
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:
@@ -181,3 +197,34 @@ def test_bound_parts_need_the_paper_preset(tmp_path: Path, kind: str, origin: st
 def test_large_encoders_need_a_source(tmp_path: Path) -> None:
     text = large("wan-vae", "scratch").replace('source = "hub/vae"\n', "")
     assert "codec.source" in refusal(tmp_path, text).detail
+
+
+def objective(folder: Path, text: str) -> dict[str, object]:
+    """The signed fields that are not at their defaults of version 0.1."""
+    plain = load_recipe(written(folder, text)).records()["recipe"]
+    signed = records.Recipe.model_validate_json(json.dumps(plain)).model_dump()
+    return {name: signed[name] for name in records.Recipe.LATER & signed.keys()}
+
+
+def test_the_paper_preset_has_open_soras_conditions(tmp_path: Path) -> None:
+    paper = large("hunyuan-vae", "flux.1-dev", 'preset = "paper"\n')
+    assert objective(tmp_path, paper) == {
+        "conditions": (("t2v", 1), ("i2v_head", 5), ("i2v_loop", 1), ("i2v_tail", 1))
+    }
+    assert load_recipe(written(tmp_path, paper)).frames_alone == {"first", "last"}
+    own = paper.replace("batch = 8\n", "batch = 8\nconditions = { i2v_head = 2 }\n", 1)
+    assert objective(tmp_path, own) == {"conditions": (("i2v_head", 2),)}
+    assert load_recipe(written(tmp_path, own)).frames_alone == {"first"}
+    none = paper.replace("batch = 8\n", "batch = 8\nconditions = {}\n", 1)
+    assert objective(tmp_path, none) == {}
+    bare = paper.replace('size = "paper"', 'size = "paper-64"')
+    assert objective(tmp_path, bare) == {}
+    assert load_recipe(written(tmp_path, bare)).frames_alone == set()
+    assert objective(tmp_path, large("wan-vae", "scratch")) == {}
+
+
+def test_networks_in_bfloat16_get_exact_times_unless_told(tmp_path: Path) -> None:
+    half = large("wan-vae", "scratch") + '[policy]\ndtype = "bfloat16"\n'
+    assert objective(tmp_path, half) == {"time_path": "float32"}
+    told = half.replace("batch = 8\n", 'batch = 8\ntime_path = "hidden"\n', 1)
+    assert objective(tmp_path, told) == {}

@@ -136,6 +136,19 @@ def test_wan_standardises_each_channel_exactly_once(wan: Path) -> None:
     assert vae.decode(latents).shape == x.shape
 
 
+def test_wan_s_quicker_norm_is_diffusers_own(wan: Path) -> None:
+    ours, plain = WanVAE.from_pretrained(str(wan)).model, AutoencoderKLWan.from_pretrained(wan)
+    x = pixels(clips()).requires_grad_(False)
+    with torch.no_grad():
+        z, expected = (model.encode(x).latent_dist.mode() for model in (ours, plain))
+        assert torch.allclose(z, expected, atol=1e-5)
+        frames, expected = (model.decode(z).sample for model in (ours, plain))
+        assert torch.allclose(frames, expected, atol=1e-5)
+        half = torch.randn(1, 4, 2, 8, 8).bfloat16()
+        norms = [next(n for n in m.modules() if hasattr(n, "gamma")) for m in (ours, plain)]
+        assert torch.equal(norms[0](half), norms[1](half))
+
+
 @pytest.mark.parametrize("kind", ["hunyuan", "wan"])
 def test_the_first_frame_is_encoded_alone(kind: str, request: pytest.FixtureRequest) -> None:
     source = str(request.getfixturevalue(kind))

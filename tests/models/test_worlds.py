@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -46,4 +47,7 @@ def test_files_are_real_and_lossless(tmp_path: Path) -> None:
         path = tmp_path / f"{i:05d}.mp4"
         assert torch.equal(read_clip(path, GEOMETRY), clips[i])
         assert path.with_suffix(".txt").read_text() == CAPTIONS[captions[i]] + "\n"
-    assert seen[-1] == (6, 6) and len(list(tmp_path.iterdir())) == 12
+    assert seen[-1] == (6, 6) and len(list(tmp_path.iterdir())) == 13
+    lines = [json.loads(x) for x in (tmp_path / "captions.jsonl").read_text().splitlines()]
+    assert [x["video"] for x in lines] == [f"{i:05d}.mp4" for i in range(6)]
+    assert {x["licence"] for x in lines} == {"CC0-1.0"} and all(x["source"] for x in lines)
