@@ -29,6 +29,7 @@ from paris_coordinator.events import (
     RunSamples,
     RunScan,
     Verify,
+    Withdraw,
 )
 
 
@@ -37,6 +38,7 @@ def due(board: Board, now: int, samples_every: int) -> Iterator[Effect]:
     for id, node in board.nodes.items():
         if node.condemned and node.revoked is None:
             yield Revoke(id)
+    yield from (Withdraw(clip) for clip in board.withdrawing)
     yield from (Dismiss(contribution) for contribution in board.dismissed)
     steps = [_audit_step(board, contribution, now) for contribution in board.trials]
     yield from (step for step in steps if isinstance(step, Ask | Call | Conclude))
@@ -81,8 +83,7 @@ def _judgements(board: Board) -> Iterator[Effect]:
         yield from (Verify(contribution) for contribution in board.queue)
         return
     waiting = {board.work_of(contribution).record.expert for contribution in board.queue}
-    rounds = board.policy.plan.rounds
-    heads = [(e.index, e.head.weights.root, e.round < rounds) for e in board.experts]
+    heads = [(e.index, e.head.weights.root, not board.ended(e)) for e in board.experts]
     lacking, in_use = set(), _sets_in_use(board)
     for effect in board.shelf.due(heads):
         if isinstance(effect, CommitSecret):
@@ -127,7 +128,7 @@ def _closable(board: Board, expert: Expert, now: int) -> tuple[str, ...]:
     for as long again: else whoever keeps an audit under way could keep it open for ever.
     """
     accepted = tuple(unit.accepted for unit in expert.units if unit.accepted is not None)
-    if not accepted or len(accepted) == len(expert.units):
+    if not accepted or len(accepted) == sum(bool(unit.shards) for unit in expert.units):
         return accepted
     works = [board.works[id] for unit in expert.units for id in unit.works]
     states = {work.state for work in works}

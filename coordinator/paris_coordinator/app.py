@@ -34,6 +34,7 @@ from paris_coordinator.pruning import expendable, prune
 from paris_coordinator.shift import Shift
 from paris_coordinator.web.api import MAX_BODY, add_api
 from paris_coordinator.web.pages import add_pages
+from paris_coordinator.withdrawing import find
 from paris_coordinator.worker import Worker
 from paris_protocol.errors import ParisError
 from paris_protocol.net.process import NetworkProcess
@@ -176,6 +177,9 @@ class Coordinator:
             return
         for order in orders:
             try:
+                if order.order == "withdraw":  # what no shard holds is refused before it counts
+                    genesis = self.office.genesis.record
+                    await asyncio.to_thread(find, self.state, genesis, order.subject)
                 await self.office.tell(Ordered(*order))
                 self.note("order", order._asdict())
             except ParisError as error:

@@ -2,9 +2,10 @@
 
 Read are the log's own files (a folder or an address), never the ledger: genesis and policies back
 to the root key, every tile and statement, the signers, every draw of an audit, every verdict from
-its numbers, every merge, revert and head, and every secret set that was opened. What does not
-follow is refused with the code of its kind (`log.*`, `record.*`, `audit.draw`, `merge.lineage`,
-`secret.set`, `check.failed`), naming the statement::
+its numbers, every merge, revert and head, every withdrawal of a clip with the heads that it names,
+and every secret set that was opened. What does not follow is refused with the code of its kind
+(`log.*`, `record.*`, `audit.draw`, `merge.lineage`, `secret.set`, `check.failed`), naming the
+statement::
 
     check_log(Path("state/log"), network)     # {"size": 214, "draws": 12, "verdicts": 12, …}
 
@@ -21,6 +22,8 @@ from typing import Any
 
 from paris_coordinator import sequential
 from paris_coordinator.judging import LayerName, decide
+from paris_coordinator.withdrawals import is_on
+from paris_protocol.audit import NO_FAULT
 from paris_protocol.authority import Authority
 from paris_protocol.canonical import real
 from paris_protocol.draws import check_draws
@@ -41,13 +44,15 @@ from paris_protocol.records import (
     SecretSet,
     SecretSetOpened,
     Verdict,
+    Withdrawal,
 )
 from paris_protocol.secretsets import check_opening, check_scores
 
 Json = dict[str, Any]
 
 OFFICIAL = (
-    Assignment, Challenge, Verdict, Merge, Revert, Revocation, SecretSet, SecretSetOpened, Release,
+    Assignment, Challenge, Verdict, Merge, Revert, Revocation, SecretSet, SecretSetOpened,
+    Withdrawal, Release,
 )  # fmt: skip
 """Statements that only the coordinator signs; policies are checked as a chain."""
 
@@ -76,6 +81,7 @@ def check_log(log: Path | str, network: str) -> Json:
         "audited": draws["audited"],
         "waiting": draws["waiting"],
         "heads": {str(index): head.weights.root for index, head in walk.lineage.heads.items()},
+        "withdrawn": len(walk.withdrawn),
         "secret_sets_open": sum(kept.opened for kept in walk.sets.values()),
         "secret_sets_in_use": sum(not kept.opened for kept in walk.sets.values()),
     }
@@ -113,11 +119,14 @@ class Walk:
     accepted: dict[str, tuple[Contribution, Assignment]] = field(default_factory=dict)
     revocations: dict[str, Revocation] = field(default_factory=dict)
     sets: dict[str, _Set] = field(default_factory=dict)
+    withdrawn: dict[str, Withdrawal] = field(default_factory=dict)
+    merged: dict[str, list[Assignment]] = field(default_factory=dict)
 
     def take(self, sealed: Sealed[Any]) -> None:
         """The next statement of the log."""
         match sealed.record:
             case Assignment() as record:
+                self._check_shards(f"assignment {sealed.id[:12]}", record)
                 self.assignments[sealed.id] = record
             case Contribution() as record:
                 self.contributions[sealed.id] = record
@@ -126,6 +135,13 @@ class Walk:
             case Merge() as record:
                 self._count(record.expert, record.parent.weights.root, sealed.id, record)
                 self.lineage.apply(sealed, self.accepted)
+                leases = [self.accepted[part.contribution][1] for part in record.inputs]
+                for lease in leases:
+                    self._check_shards(f"merge {sealed.id[:12]}", lease)
+                if record.published:
+                    self.merged[sealed.id] = leases
+            case Withdrawal() as record:
+                self._withdrawn(sealed.id, record)
             case Revocation() as record:
                 self.revocations[sealed.id] = record
             case Revert() as record:
@@ -145,6 +161,7 @@ class Walk:
             raise ParisError("check.failed", f"{name}: nothing was handed in before it")
         failed = [layer.code for layer in verdict.layers if not layer.passed]
         if verdict.accepted:
+            self._check_shards(name, lease)
             also: list[LayerName] = [x.layer for x in verdict.layers if x.layer in ("L4", "L5")]
             try:
                 concluded = decide(verdict.layers, self.policies[lease.policy], lease.round, also)
@@ -158,6 +175,30 @@ class Walk:
         if any(layer.layer == "L3" for layer in verdict.layers):
             root = lease.parent.weights.root
             self._count(lease.expert, root, verdict.contribution, verdict)
+
+    # ------------------------------------------------------------ withdrawn clips
+
+    def _check_shards(self, name: str, lease: Assignment) -> None:
+        """Nothing is leased, accepted or merged on a shard after a clip of it was withdrawn."""
+        for record in self.withdrawn.values():
+            if is_on(lease, record.shards):
+                raise ParisError("check.failed", f"{name}: clip {record.clip[:12]} is withdrawn")
+
+    def _withdrawn(self, id: str, record: Withdrawal) -> None:
+        """A withdrawal is the clip's first, of shards of the genesis, and names the right heads."""
+        name = f"withdrawal {id[:12]}"
+        heads = [
+            merge
+            for merge, leases in self.merged.items()
+            if any(is_on(lease, record.shards) for lease in leases)
+        ]
+        if record.clip in self.withdrawn:
+            raise ParisError("check.failed", f"{name}: the clip is withdrawn already")
+        if not record.shards or not self.lineage.shards.issuperset(record.shards):
+            raise ParisError("check.failed", f"{name}: shards that are not the network's")
+        if record.heads != tuple(heads):
+            raise ParisError("check.failed", f"{name}: {len(heads)} heads were trained on them")
+        self.withdrawn[record.clip] = record
 
     # ------------------------------------------------------------ secret sets
 
@@ -219,7 +260,7 @@ def _scored(judged: Verdict | Merge) -> bool:
     return judged.code != "loss.damage"
 
 
-OVER = frozenset({"unit.closed", "node.revoked", "internal", "tensor.header", "tensor.values"})
+OVER = NO_FAULT | {"internal", "tensor.header", "tensor.values"}
 """Codes of verdicts that end without a layer's refusal."""
 
 

@@ -36,6 +36,13 @@ def prepare(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file (docs/recipe.md).")],
     clips: Annotated[Path, typer.Argument(help="A folder of videos with captions.")],
     out: Annotated[Path, typer.Option("--out", help="Where the prepared folder goes.")],
+    workers: Annotated[int, typer.Option(help="Processes that encode.", min=1)] = 1,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: workers on a Ray cluster (RAY_ADDRESS).")
+    ] = "local",
+    allow_unlicensed: Annotated[
+        bool, typer.Option("--allow-unlicensed", help="Take clips without a licence too.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Turn a folder of captioned videos into latents, clusters, shards and held-out clips."""
@@ -53,7 +60,13 @@ def prepare(
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done, total=total)
 
-        report = run(recipe, clips, out, progress)["report"]
+        if engine not in ("local", "ray"):
+            raise typer.BadParameter("local or ray", param_hint="--engine")
+        report = run(
+            recipe, clips, out, progress,
+            workers=workers, engine="ray" if engine == "ray" else "local",
+            allow_unlicensed=allow_unlicensed,
+        )["report"]  # fmt: skip
     skipped = ", ".join(f"{count} × {code}" for code, count in report["skipped"].items())
     lines = f"{report['clips']} clips of {report['videos']} videos in {out}"
     show(report, as_json, lines + (f"\nskipped: {skipped} (see skipped.json)" if skipped else ""))
@@ -175,11 +188,7 @@ def merge(
         facts = reading.recompute(state, recompute, blobs or ())
     else:
         facts = reading.recompute_logged(log, recompute, blobs or ())
-    show(
-        facts,
-        as_json,
-        f"{facts['merge']}\nstated      {facts['stated']}\nrecomputed  {facts['root']}",
-    )
+    show(facts, as_json, reading.recompute_text(facts))
     if not facts["same"]:
         raise ParisError("check.failed", "the merge is not what was signed")
 

@@ -62,6 +62,7 @@ class State:
         self.store = folder / "store"
         self.policy = folder / "policy"
         self.private = folder / "private"
+        self.origins_file = self.private / "provenance.jsonl"
         self.heads = folder / "heads"
         self.router = folder / "router"
         self.samples = folder / "samples"

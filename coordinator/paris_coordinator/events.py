@@ -98,9 +98,9 @@ class Scanned(NamedTuple):
 
 
 class Ordered(NamedTuple):
-    """The operator's order: a release now, the end of a quarantine, or a key's revocation."""
+    """The operator's order: a release, a quarantine's end, the withdrawal of a key or of a clip."""
 
-    order: Literal["release", "lift", "revoke"]
+    order: Literal["release", "lift", "revoke", "withdraw"]
     subject: str
     reason: str = ""
 
@@ -201,6 +201,12 @@ class Revoke(NamedTuple):
     node: str
 
 
+class Withdraw(NamedTuple):
+    """Take the shards of this clip out of training."""
+
+    clip: str
+
+
 class RunRevert(NamedTuple):
     """Take these merged contributions of a revoked key out of the expert's head."""
 
@@ -266,6 +272,7 @@ Effect = (
     | Conclude
     | Dismiss
     | Revoke
+    | Withdraw
     | RunRevert
     | RunMerge
     | CommitSecret

@@ -17,12 +17,12 @@ from paris_protocol.canonical import canonical, sha256_hex
 from paris_protocol.keys import PrivateKey, verify
 from paris_protocol.net.store import write_atomic
 
-OrderName = Literal["release", "lift", "revoke"]
+OrderName = Literal["release", "lift", "revoke", "withdraw"]
 NAMES: Final = get_args(OrderName)
 
 
 class Order(NamedTuple):
-    """What is to be done, to which node (none for a release), and why."""
+    """What is to be done, to which node or clip (none for a release), and why."""
 
     order: OrderName
     subject: str = ""

@@ -63,6 +63,7 @@ def status(folder: Path) -> Json:
                 "expert": expert.index,
                 "round": expert.round,
                 "rounds": desk.policy.plan.rounds,
+                "done": desk.ended(expert),
                 "attempt": expert.attempt,
                 "accepted": sum(unit.accepted is not None for unit in expert.units),
                 "units": len(expert.units),
@@ -82,6 +83,9 @@ def status(folder: Path) -> Json:
         ],
         "work": counts,
         "router": desk.router is not None,
+        "withdrawn": [
+            {"id": id, **record.model_dump(mode="json")} for id, record in desk.withdrawals.items()
+        ],
         "releases": [
             {"number": record.number, "id": id, "folder": str(state.releases / str(record.number))}
             for id, record in desk.releases.items()
@@ -94,7 +98,7 @@ def status_text(facts: Json) -> str:
     lines = [f"{facts['name']}  {facts['network']}", ""]
     for e in facts["experts"]:
         losses = " → ".join(loss for loss in e["losses"] if loss)
-        units = f"units {e['accepted']}/{e['units']}" if e["round"] < e["rounds"] else "done"
+        units = "done" if e["done"] else f"units {e['accepted']}/{e['units']}"
         lines.append(
             f"expert {e['expert']}  round {e['round']}/{e['rounds']}  {units}  loss {losses or '–'}"
         )
@@ -104,6 +108,11 @@ def status_text(facts: Json) -> str:
         lines.append(f"{n['node'][:24]}…  accepted {n['accepted']}  refused {n['refusals']}{mark}")
     work = "  ".join(f"{name} {count}" for name, count in sorted(facts["work"].items()))
     lines += ["", f"work  {work or '–'}"]
+    for one in facts["withdrawn"]:
+        lines.append(
+            f"withdrawn  clip {one['clip'][:16]}  {len(one['shards'])} shard(s)  "
+            f"{len(one['heads'])} head(s) were trained on it  {one['reason']}"
+        )
     lines += [f"release {r['number']}  {r['folder']}" for r in facts["releases"]]
     return "\n".join(lines)
 
@@ -160,4 +169,14 @@ def _again(steps: Mapping[str, Merge | Revert], id: str, places: Sequence[str], 
         found = Recomputer(steps, blobs, Path(scratch)).step(id)
     if found.missing:
         raise ParisError("merge.input-gone", found.missing)
-    return {"merge": id, "stated": found.stated, "root": found.root, "same": found.same}
+    facts = {"merge": id, "stated": found.stated, "root": found.root, "same": found.same}
+    averages = {"average": found.average, "average_root": found.average_root}
+    return facts | (averages if found.average else {})
+
+
+def recompute_text(facts: Json) -> str:
+    """The same for people."""
+    lines = [facts["merge"], f"stated      {facts['stated']}", f"recomputed  {facts['root']}"]
+    if "average" in facts:
+        lines += [f"average     {facts['average']}", f"recomputed  {facts['average_root'] or '–'}"]
+    return "\n".join(lines)

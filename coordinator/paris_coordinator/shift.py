@@ -44,10 +44,13 @@ from paris_coordinator.events import (
     Tick,
     Trained,
     Verify,
+    Withdraw,
 )
 from paris_coordinator.heads import Heads
 from paris_coordinator.office import Office
 from paris_coordinator.verdicts import Jobs, Verdicts
+from paris_coordinator.withdrawals import usable
+from paris_coordinator.withdrawing import withdraw
 from paris_protocol.canonical import canonical
 from paris_protocol.errors import ParisError
 from paris_protocol.records import Head, Release
@@ -179,6 +182,8 @@ class Shift:
                 return await self.verdicts.dismiss(contribution)
             case Revoke(node):
                 return await self.verdicts.revoke(node)
+            case Withdraw(clip):
+                return await withdraw(self.office, clip)
             case CommitSecret(expert):
                 return await self.verdicts.commit_secret(expert)
             case OpenSecret(id):
@@ -201,11 +206,7 @@ class Shift:
         return {
             "job": "router",
             "genesis": str(office.state.genesis_file),
-            "shards": [
-                [cluster.index, str(office.store.path(shard.file.blob))]
-                for cluster in clusters
-                for shard in cluster.shards
-            ],
+            "shards": self._shards(),
             "private": [
                 [cluster.index, str(office.state.private_shard("validation", cluster.index))]
                 for cluster in clusters
@@ -214,6 +215,15 @@ class Shift:
             "seed": self._seed("router"),
         }
 
+    def _shards(self) -> list[list[Any]]:
+        """Expert and file of every shard that was not withdrawn."""
+        office = self.office
+        return [
+            [cluster.index, str(office.store.path(shard.file.blob))]
+            for cluster in office.genesis.record.clusters
+            for shard in usable(office.desk, cluster.shards)
+        ]
+
     def _models_job(self, name: str, heads: tuple[Head, ...]) -> Json:
         """What samples and bundle have in common."""
         office, genesis = self.office, self.office.genesis.record
@@ -221,7 +231,7 @@ class Shift:
         return {
             "job": name,
             "genesis": str(office.state.genesis_file),
-            "heads": [str(office.head_file(head)) for head in heads],
+            "heads": [str(office.released_file(head)) for head in heads],
             "router": str(router) if router.exists() else None,
             "codec": codec and str(office.store.path(codec.blob)),
             "text": text and str(office.store.path(text.blob)),
@@ -247,16 +257,12 @@ class Shift:
         return report
 
     def _scan_job(self) -> Json:
-        office, genesis = self.office, self.office.genesis.record
+        office = self.office
         heads = tuple(expert.head for expert in office.desk.experts)
-        initial = str(office.store.path(genesis.initial.blob))
+        initial = str(office.store.path(office.genesis.record.initial.blob))
         return self._models_job("scan", heads) | {
             "before": [initial for _ in heads],
-            "shards": [
-                [cluster.index, str(office.store.path(shard.file.blob))]
-                for cluster in genesis.clusters
-                for shard in cluster.shards
-            ],
+            "shards": self._shards(),
             "prompts": list(office.state.settings().prompts),
             "seed": self._seed("scan"),
         }

@@ -42,6 +42,8 @@ JOBS: Final = {
     "numerics": "replay:numerics",
     "answer": "replay:answer",
     "revert": "merge:revert",
+    "average": "merge:average",
+    "pictures": "pictures:pictures",
 }
 """Job → module below `paris_coordinator.jobs` and its function, loaded when it is asked for."""
 HERE: Final = ("ping", "ready")

@@ -34,6 +34,7 @@ from paris_protocol.records import (
     SecretSetOpened,
     Statement,
     Verdict,
+    Withdrawal,
 )
 
 
@@ -116,7 +117,7 @@ def of_coordinator(record: Statement) -> bool:
     return isinstance(
         record,
         Assignment | Challenge | Verdict | Merge | Revocation | Revert | Release
-        | SecretSet | SecretSetOpened,
+        | SecretSet | SecretSetOpened | Withdrawal,
     )  # fmt: skip
 
 

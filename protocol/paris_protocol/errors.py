@@ -240,10 +240,54 @@ REASONS: Final = _catalogue(
         "Keep one of them; held-out clips must not be training clips as well.",
     ),
     Reason(
+        "clip.near-duplicate",
+        INPUT,
+        "The video shows nearly the same as a clip that is kept back to judge by.",
+        "Leave it out, or change `alike` in the recipe's [held_out]; see docs/prepare.md.",
+    ),
+    Reason(
+        "clip.unknown",
+        INPUT,
+        "No training clip of this network has that name or digest.",
+        "Use a name of the prepared folder's provenance.jsonl, or the clip's SHA-256 in 64 hex digits.",
+        404,
+    ),
+    Reason(
+        "clip.withdrawn",
+        INPUT,
+        "The clip is withdrawn from training already.",
+        "Nothing needs to be done.",
+        409,
+    ),
+    Reason(
         "clip.missing",
         INPUT,
         "The video that the caption list names is not there.",
         "Correct the path; it is relative to the folder and stays inside it.",
+    ),
+    Reason(
+        "clip.licence",
+        INPUT,
+        "Nobody says under which licence the clip may be used.",
+        "State `licence` in captions.jsonl or captions.csv, or allow such clips with --allow-unlicensed.",
+    ),
+    Reason(
+        "clip.cut",
+        INPUT,
+        "The clip holds a cut from one shot to another.",
+        "Split it there, or set `cut` in the recipe's [filters].",
+    ),
+    Reason(
+        "clip.static",
+        INPUT,
+        "Nothing moves in the clip.",
+        "Use it as an image, or set `still` in the recipe's [filters].",
+    ),
+    Reason(
+        "clip.content",
+        INPUT,
+        "The content filter refuses the clip.",
+        "Remove it, or correct `content` in the recipe's [filters].",
     ),
     Reason(
         "caption.missing",
@@ -277,6 +321,18 @@ REASONS: Final = _catalogue(
         INPUT,
         "The encoder is not the one that the manifest names.",
         "Use the weights whose fingerprint stands in the manifest.",
+    ),
+    Reason(
+        "prepare.worker",
+        INTERNAL,
+        "A worker of `prepare` died.",
+        "Most often memory was short: start it again with fewer workers; it goes on where it was.",
+    ),
+    Reason(
+        "engine.missing",
+        INPUT,
+        "The engine is not installed.",
+        "Install the package's extra of that name, or leave --engine out.",
     ),
     Reason(
         "weights.file",
@@ -333,6 +389,18 @@ REASONS: Final = _catalogue(
         "This machine has too little memory or disk for any expert of the network.",
         "`paris-node fit` shows what each size needs.",
     ),
+    Reason(
+        "machine.plan",
+        INPUT,
+        "No training plan of this network fits this machine.",
+        "`paris-node fit` shows what each plan needs; `join --plan` names one.",
+    ),
+    Reason(
+        "machine.numerics",
+        INPUT,
+        "This machine computes other numbers than it should: its training would be refused.",
+        "Change the driver or torch back or forth, then restart; `paris-node doctor` tests again.",
+    ),
     Reason("node.working", DONE, "The node is working.", "Nothing needs to be done."),
     Reason("node.starting", DONE, "The node is starting.", "Wait a few seconds."),
     Reason(
@@ -373,6 +441,13 @@ REASONS: Final = _catalogue(
         INPUT,
         "The assignment is over: its deadline passed or it was already handed in.",
         "Ask for a new one.",
+        409,
+    ),
+    Reason(
+        "unit.withdrawn",
+        INPUT,
+        "A clip of the unit's shards was withdrawn from training, so that its result cannot be used.",
+        "Ask for other work; the unit is not held against this node.",
         409,
     ),
     Reason(

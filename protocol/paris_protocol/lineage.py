@@ -18,6 +18,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 
+from paris_protocol.averages import check_average, released
+from paris_protocol.canonical import real
 from paris_protocol.envelope import Sealed
 from paris_protocol.errors import ParisError
 from paris_protocol.records import (
@@ -206,6 +208,8 @@ class Lineage:
 
     def __init__(self, genesis: Genesis) -> None:
         self._clusters = {cluster.index: cluster for cluster in genesis.clusters}
+        self.shards = {s.file.blob.id for c in genesis.clusters for s in c.shards}
+        self._ema = real(genesis.recipe.ema)
         initial = Head(round=0, weights=genesis.initial)
         self.heads: dict[int, Head] = dict.fromkeys(self._clusters, initial)
         self.merged: dict[str, Merged] = {}
@@ -224,6 +228,8 @@ class Lineage:
         record = merge.record
         head = self._head(record.expert)
         check_merge(record, head, accepted, self.merged, self._clusters[record.expert])
+        steps = sum(accepted[each.contribution][1].steps for each in record.inputs)
+        check_average(record, self._ema, steps)
         if record.published:
             for each in record.inputs:
                 node = accepted[each.contribution][1].node
@@ -363,11 +369,13 @@ def check_release_lineage(
     commitment and verdict with its audit reports, in any order. Merges that were not published may
     be among them; a second published one on a parent may not.
     """
-    lineage = fold(genesis, Evidence.of(statements))
+    evidence = Evidence.of(statements)
+    lineage = fold(genesis, evidence)
+    merges = {id: merge.record for id, merge in evidence.merges.items()}
     if [each.expert for each in release.experts] != sorted(lineage.heads):
         raise ParisError("release.lineage", "the released experts are not those of the genesis")
     for each in release.experts:
         head = lineage.heads[each.expert]
-        if (each.merge, each.root) != (head.merge, head.weights.root):
+        if (each.merge, each.root) != (head.merge, released(head, merges).root):
             raise ParisError("release.lineage", f"expert {each.expert} is not the last head")
     return lineage

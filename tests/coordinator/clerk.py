@@ -18,7 +18,8 @@ from coordinator.synthetic import (
 )
 from paris_coordinator import auditing, judging
 from paris_coordinator.events import Filed, LeaseAsked, Measured, Opened, Uploaded
-from paris_protocol.records import Challenge, Revert, Revocation, SecretSet
+from paris_coordinator.withdrawals import touched
+from paris_protocol.records import Challenge, Revert, Revocation, SecretSet, Withdrawal
 
 
 class Clerk:
@@ -142,6 +143,19 @@ class Clerk:
             contributions=self.desk.unvested(node), at=now,
         )  # fmt: skip
         self.tell(Filed(digest("revocation", node), KEY, record), now)
+
+    def withdraw(self, clip, now=0, shards=None):
+        """Clip by clip the shards of the network, by the digest's first digit unless named."""
+        desk = self.desk
+        every = [s.file.blob.id for c in desk.genesis.clusters for s in c.shards]
+        shards = shards or (every[int(clip[0], 16) % len(every)],)
+        record = Withdrawal(
+            clip=clip, shards=shards, heads=touched(desk, shards),
+            reason=desk.withdrawing.get(clip, ""), at=now,
+        )  # fmt: skip
+        id = digest("withdrawal", clip)
+        self.tell(Filed(id, KEY, record), now)
+        return id
 
     def revert(self, effect, now=0):
         desk = self.desk

@@ -16,6 +16,7 @@ from paris_coordinator.events import (
     RunRevert,
     Tick,
     Uploaded,
+    Withdraw,
 )
 from paris_protocol.errors import ParisError
 
@@ -25,7 +26,8 @@ ACTIONS = st.lists(
             ["lease", "commit", "contribute", "upload", "accept", "refuse", "merge", "unpublished",
              "lift", "wait", "again", "measure", "ask", "open", "opened", "report", "lie",
              "volunteer", "conclude", "dismiss", "condemn", "revoke", "revert", "audit", "cheat",
-             "unit", "unit", "unit", "audit", "merge", "volunteer", "volunteer", "volunteer"]
+             "withdraw", "withdrawn", "unit", "unit", "unit", "audit", "merge", "volunteer",
+             "volunteer", "volunteer"]
         ),
         st.integers(0, 3),
         st.integers(0, 7),
@@ -72,11 +74,13 @@ def act(clerk, action, node, which, now):
         clerk.tell(Ordered("lift", node), now)
     elif action == "condemn":
         clerk.tell(Ordered("revoke", node, "for a reason"), now)
+    elif action == "withdraw":
+        clerk.tell(Ordered("withdraw", made.digest("clip", which), "for a reason"), now)
     elif action in ("merge", "unpublished"):
         for effect in desk.handle(Tick(), now):
             if isinstance(effect, RunMerge):
                 clerk.merge(effect, action == "merge", now)
-    elif action in ("revoke", "revert", "dismiss"):
+    elif action in ("revoke", "revert", "dismiss", "withdrawn"):
         carry_out(clerk, action, now)
     elif recent is not None:
         work_on(clerk, action, recent, node, which, now)
@@ -90,6 +94,8 @@ def carry_out(clerk, action, now):
             clerk.revoke(effect.node, now)
         elif action == "revert" and isinstance(effect, RunRevert):
             clerk.revert(effect, now)
+        elif action == "withdrawn" and isinstance(effect, Withdraw):
+            clerk.withdraw(effect.clip, now)
         elif action == "dismiss" and isinstance(effect, Dismiss):
             clerk.judge(effect.contribution, False, now, code="unit.closed", found=())
 
@@ -159,11 +165,12 @@ def check(desk, now):
     for expert in desk.experts:
         shards = [shard for unit in expert.units for shard in unit.shards]
         assert len(shards) == len(set(shards))
-        assert set(shards) <= set(desk.genesis.clusters[expert.index].shards)
+        assert set(shards) == set(desk.left(expert)), "a shard is not dealt, or is withdrawn"
         for unit in expert.units:
             accepted = [id for id in unit.works if desk.works[id].state == "accepted"]
             assert len(accepted) == (unit.accepted is not None), "a unit is accepted once"
     check_merges(desk)
+    check_withdrawals(desk)
     trained = [work for work in desk.works.values() if work.contribution is not None]
     queued = [work.contribution for work in trained if work.state == "queued"]
     assert sorted(queued) == sorted(desk.queue)
@@ -192,12 +199,38 @@ def check_nodes(desk, now):
             assert not states & {"queued", "auditing", "accepted"}, "a revoked key's work counts"
 
 
+def check_withdrawals(desk):
+    clips = [record.clip for record in desk.withdrawals.values()]
+    assert len(clips) == len(set(clips)), "a clip is withdrawn twice"
+    assert not set(clips) & set(desk.withdrawing)
+    for work in desk.works.values():
+        if any(shard.file.blob.id in desk.withdrawn for shard in work.record.shards):
+            over = (
+                "refused",
+                "merged",
+                "unpublished",
+                "revoked",
+                "withdrawn",
+                "reported",
+                "closed",
+            )
+            assert work.state in over, "work on a withdrawn shard goes on"
+            if work.merge is not None and desk.merges[work.merge].published:
+                first = next(
+                    r
+                    for r in desk.withdrawals.values()
+                    if set(r.shards) & {s.file.blob.id for s in work.record.shards}
+                )
+                assert work.merge in first.heads, "a head is not named, or came later"  # fmt: skip
+
+
 def check_merges(desk):
     inputs = [part.contribution for merge in desk.merges.values() for part in merge.inputs]
     assert len(inputs) == len(set(inputs)), "a contribution merges once"
     for work in desk.works.values():
         if work.judged is not None and work.judged.accepted:
-            waiting, left = work.state == "accepted", work.revocation is not None
+            waiting = work.state == "accepted"
+            left = work.revocation is not None or work.state == "withdrawn"
             merged = work.contribution in inputs
             assert left or waiting != merged, "an accepted contribution is lost"
     removed = [part.contribution for revert in desk.reverts.values() for part in revert.removed]

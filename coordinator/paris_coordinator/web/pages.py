@@ -1,6 +1,6 @@
 """The coordinator's pages: plain HTML without JavaScript, where strangers' text is only text.
 
-Seven pages, one style sheet, sample clips and the files of releases; all GET, none changes
+Eight pages, one style sheet, sample clips and the files of releases; all GET, none changes
 anything: the operator's actions are commands that need the operator's key. Every answer carries a
 policy that lets the browser load from this host alone and run no script. What does not exist is a
 page with the catalogue's sentence::
@@ -11,6 +11,7 @@ page with the catalogue's sentence::
 
 from __future__ import annotations
 
+import asyncio
 import re
 import unicodedata
 from collections.abc import Awaitable, Callable
@@ -21,7 +22,7 @@ from typing import Any, Final
 from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from paris_coordinator.web import views
+from paris_coordinator.web import clusters, views
 from paris_coordinator.web.views import PageSource
 from paris_models import charts
 from paris_protocol.canonical import real
@@ -39,6 +40,7 @@ HEADERS: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 FILE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,200}")
+PICTURE: Final = re.compile(r"[0-9]{1,3}\.png")
 View = Callable[[PageSource, web.Request], dict[str, Any]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -46,6 +48,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def add_pages(app: web.Application, source: PageSource) -> None:
     """Mounts all pages on `app`; they read `source` anew at every request."""
     app[SOURCE] = source
+    app[clusters.STUDIO] = clusters.Studio()
     app.add_routes(routes())
 
 
@@ -55,6 +58,8 @@ def routes() -> list[web.RouteDef]:
     return [
         web.get("/", page("home.html", lambda s, _: views.home(s))),
         web.get("/experts/{index:[0-9]{1,6}}", page("expert.html", _expert)),
+        web.get("/clusters/{index:[0-9]{1,6}}", told(cluster)),
+        web.get("/clusters/{index:[0-9]{1,6}}/{name}", told(picture)),
         web.get("/contributions/{id:[0-9a-f]{64}}", page("contribution.html", _contribution)),
         web.get(f"/nodes/{key}", page("node.html", _node)),
         web.get("/policy", page("policy.html", lambda s, _: views.policy_page(s))),
@@ -76,6 +81,12 @@ def _contribution(source: PageSource, request: web.Request) -> dict[str, Any]:
 
 def _node(source: PageSource, request: web.Request) -> dict[str, Any]:
     return views.node_page(source, request.match_info["key"])
+
+
+async def cluster(request: web.Request) -> web.StreamResponse:
+    """A cluster by its clips; the table of origins may be long, so it is read beside the loop."""
+    source, index = request.app[SOURCE], int(request.match_info["index"])
+    return html("cluster.html", await asyncio.to_thread(clusters.cluster_page, source, index))
 
 
 def page(template: str, view: View) -> Handler:
@@ -114,6 +125,15 @@ async def sample(request: web.Request) -> web.StreamResponse:
     """A sample clip of the current heads."""
     source: PageSource = request.app[SOURCE]
     return _file(source.state.samples, request.match_info["name"], ".mp4")
+
+
+async def picture(request: web.Request) -> web.StreamResponse:
+    """A picture of a cluster's clip, made when it is first asked for."""
+    source, name = request.app[SOURCE], request.match_info["name"]
+    if PICTURE.fullmatch(name) is None or int(name.removesuffix(".png")) >= clusters.SHOWN:
+        raise ParisError("not-found", plain(name, 80))
+    folder = await request.app[clusters.STUDIO].folder(source, int(request.match_info["index"]))
+    return _file(folder, name, ".png")
 
 
 async def static(request: web.Request) -> web.StreamResponse:

@@ -162,6 +162,7 @@ def decisions(desk: Board) -> Iterator[tuple[str, str]]:
         ("merge", desk.merges),
         ("revocation", desk.revocations),
         ("revert", desk.reverts),
+        ("withdrawal", desk.withdrawals),
         ("release", desk.releases),
     ):
         yield from ((kind, id) for id in known)

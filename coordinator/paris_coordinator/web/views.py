@@ -16,6 +16,7 @@ from paris_coordinator.board import Board, Expert, Node, Work
 from paris_coordinator.config import State
 from paris_coordinator.ledger import Person
 from paris_coordinator.web import trust_views
+from paris_coordinator.withdrawing import listed
 from paris_protocol.canonical import real
 from paris_protocol.envelope import Sealed
 from paris_protocol.errors import REASONS, ParisError
@@ -102,6 +103,7 @@ def home(source: PageSource) -> Json:
         "log_size": source.log.size,
         "scan": trust_views.scan(desk),
         "damaged": trust_views.damaged(source.state),
+        "withdrawn": listed(desk)[::-1],
         "complete": desk.complete,
         "released": max((r.number for r in desk.releases.values()), default=None),
         "licences": [licence.model_dump() for licence in source.genesis.record.licences],
@@ -260,7 +262,7 @@ def expert_row(source: PageSource, expert: Expert, now: int) -> Json:
         "clips": cluster.clips,
         "round": expert.round,
         "rounds": plan.rounds,
-        "done": expert.round >= plan.rounds,
+        "done": desk.ended(expert),
         "units": len(expert.units),
         "accepted": sum(unit.accepted is not None for unit in expert.units),
         "busy": sum(unit.accepted is None and not desk.free(unit, now) for unit in expert.units),
