@@ -93,7 +93,7 @@ class Unit:
 class TinyNet:
     """The network's files in `folder`, and honest work for it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, ema: str = "0") -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         drawn = [render(64, 1 + k, k) for k in range(2)]
@@ -113,7 +113,7 @@ class TinyNet:
         self.recipe_record = Recipe(
             objective="x0", sigma_min="0", t_mean="0", t_std="1", t_shift="1", null_text="0.1",
             batch=BATCH, optimiser="muon", lr="3e-3", matrix_lr="0.02", beta1="0.9", beta2="0.99",
-            eps="1e-8", weight_decay="0.01", momentum="0.95", clip_norm="1",
+            eps="1e-8", weight_decay="0.01", momentum="0.95", clip_norm="1", ema=ema,
         )  # fmt: skip
         self.recipe = RecipeConfig.from_record(self.recipe_record)
         save_tensors(self._initial(), folder / "initial.safetensors")

@@ -9,6 +9,7 @@ from typing import Any
 
 from paris_coordinator.release import ReleaseSource, draft, publish
 from paris_coordinator.worker import perform
+from paris_protocol.averages import kept_share
 from paris_protocol.envelope import Sealed, seal
 from paris_protocol.evidence import lineage_statements
 from paris_protocol.log import Checkpoint, Tree, leaf_hash, origin
@@ -37,13 +38,14 @@ def done(job: dict[str, Any]) -> dict[str, Any]:
 class TinyRelease:
     """One round of two units for each of two experts, judged and merged by the real jobs."""
 
-    def __init__(self, folder: Path) -> None:
-        self.net = TinyNet(folder / "net")
+    def __init__(self, folder: Path, ema: str = "0") -> None:
+        self.net = TinyNet(folder / "net", ema)
         self.folder = folder
         self.log: list[Sealed[Any]] = [self.net.genesis, self.net.policy]
         heads = [self._round(expert) for expert in range(2)]
         self.heads = [head for head, _ in heads]
         self.files = [path for _, path in heads]
+        """What the release holds of each expert: the head or, with an ema, its average."""
         self.router = folder / "router"
         self.report = done({
             "job": "router", **self._files(), "seed": hexed("router"), "out": str(self.router),
@@ -88,8 +90,26 @@ class TinyRelease:
         assert not answer["worse"]
         result_file = tensor_file(out)
         assert result_file.root == answer["root"]
-        merge = self._merge(expert, inputs, result_file, answer["numbers"])
-        return Head(round=1, weights=result_file, merge=merge.id), out
+        averaged, released = self._average(out, sum(each.record.steps for each, _ in inputs))
+        merge = self._merge(expert, inputs, result_file, answer["numbers"], averaged)
+        return Head(round=1, weights=result_file, merge=merge.id), released
+
+    def _average(self, head: Path, steps: int) -> tuple[dict[str, Any], Path]:
+        """What a first merge says of the running average, and the file that is released."""
+        ema = float(self.net.recipe_record.ema)
+        if not ema:
+            return {}, head
+        out, decay = (
+            head.with_name(f"{head.stem}-average.safetensors"),
+            kept_share(ema, steps).hex(),
+        )
+        root = done({
+            "job": "average", **self._files(), "average": str(self.net.head_file),
+            "head": str(head), "decay": decay, "out": str(out),
+        })["root"]  # fmt: skip
+        average = tensor_file(out)
+        assert average.root == root
+        return {"average": average, "decay": decay}, out
 
     def _verdict(self, lease: Sealed[Assignment], result: Sealed[Any], layers: list[Any]) -> None:
         kept = tuple(
@@ -106,7 +126,12 @@ class TinyRelease:
         ))  # fmt: skip
 
     def _merge(
-        self, expert: int, inputs: list[Any], result: TensorFile, numbers: list[Any]
+        self,
+        expert: int,
+        inputs: list[Any],
+        result: TensorFile,
+        numbers: list[Any],
+        averaged: dict[str, Any],
     ) -> Sealed[Merge]:
         return self.put(Merge(
             expert=expert, round=0, parent=self.net.head,
@@ -118,7 +143,7 @@ class TinyRelease:
                 for each, weight in inputs
             ),
             result=result, published=True, numbers=tuple((n, v) for n, v in numbers), policy=1,
-            at=1_700_000_200,
+            at=1_700_000_200, **averaged,
         ))  # fmt: skip
 
     # ------------------------------------------------------------ release
@@ -131,7 +156,7 @@ class TinyRelease:
             "codec": str(self.net.folder / "codec.safetensors"),
             "text": str(self.net.folder / "text.safetensors"),
         })  # fmt: skip
-        assert answer["experts"] == [head.weights.root for head in self.heads]
+        assert answer["experts"] == [tensor_file(path).root for path in self.files]
         return ReleaseSource(
             genesis=self.net.genesis, policies=[self.net.policy], heads=self.heads,
             lineage=lineage_statements(self.heads, self.log), models=models,

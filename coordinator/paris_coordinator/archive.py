@@ -24,6 +24,7 @@ from paris_coordinator.projector import Projector
 from paris_coordinator.replay import replay
 from paris_coordinator.secrets import operator_secret
 from paris_protocol.audit import chain_head, chain_value
+from paris_protocol.averages import released
 from paris_protocol.envelope import Sealed, seal, unseal_any
 from paris_protocol.errors import ParisError
 from paris_protocol.net.store import BlobStore
@@ -105,6 +106,10 @@ class Archive:
         """The file of a head's weights, verified."""
         return self.store.path(head.weights.blob)
 
+    def released_file(self, head: Head) -> Path:
+        """The file of what a release of this head holds, verified: its average or its weights."""
+        return self.store.path(released(head, self.desk.merges).blob)
+
     # ------------------------------------------------------------ audits
 
     def chain_secret(self, rules: AuditRules, number: int) -> str:
@@ -131,7 +136,7 @@ class Archive:
         desk, genesis = self.desk, self.genesis.record
         files = [genesis.initial, genesis.codec.file, genesis.text.file]
         files += [shard.file for cluster in genesis.clusters for shard in cluster.shards]
-        files += [merge.result for merge in desk.merges.values()]
+        files += [file for merge in desk.merges.values() for file in (merge.result, merge.average)]
         files += [revert.result for revert in desk.reverts.values()]
         files += [work.handed_in.update for work in desk.works.values() if work.handed_in]
         kept = {file.blob.id for file in files if file is not None}

@@ -18,6 +18,7 @@ from paris_coordinator.auditing import Audit
 from paris_coordinator.events import Sampled, Scanned
 from paris_coordinator.planning import plan_name
 from paris_coordinator.secrets import Shelf
+from paris_protocol.averages import released
 from paris_protocol.errors import ParisError
 from paris_protocol.records import (
     Assignment,
@@ -204,7 +205,8 @@ class Board:
         if not (self.complete or self.ordered) or self.reverting():
             return False
         last = next(reversed(self.releases.values()), None)
-        return last is None or tuple(e.root for e in last.experts) != self.roots or self.ordered
+        held = [released(expert.head, self.merges).root for expert in self.experts]
+        return last is None or [e.root for e in last.experts] != held or self.ordered
 
     def current(self, work: Work) -> bool:
         """Whether its unit still waits for a result: same head, same attempt, nothing accepted."""

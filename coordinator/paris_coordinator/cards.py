@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from paris_protocol.canonical import real
 from paris_protocol.records import Genesis, Head, Merge, Revert
 
 STAND_INS = {
@@ -65,6 +66,7 @@ def model_card(facts: CardFacts) -> str:
             f" pixels at {clip.fps} per second",
             f"- nodes whose work was merged: {facts.nodes}",
             *_taken_back(facts.steps),
+            *_averaged(genesis),
             *[f"- stand-in: {_line(text)}" for text in stand_ins(genesis)],
             "",
             "## Experts",
@@ -121,6 +123,12 @@ def _units(head: Head, steps: Mapping[str, Merge | Revert]) -> int:
 def _taken_back(steps: Mapping[str, Merge | Revert]) -> list[str]:
     removed = sum(len(step.removed) for step in steps.values() if isinstance(step, Revert))
     return [f"- contributions taken out again, their keys were revoked: {removed}"] * (removed > 0)
+
+
+def _averaged(genesis: Genesis) -> list[str]:
+    ema = genesis.recipe.ema
+    text = f"- each expert is the running average of its heads, decay {ema} per merged step;"
+    return [] if real(ema) == 0 else [f"{text} the losses below are of the heads"]
 
 
 def _router(report: Mapping[str, object]) -> list[str]:

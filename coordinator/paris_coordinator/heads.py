@@ -18,6 +18,7 @@ from paris_coordinator.board import Work
 from paris_coordinator.merging import Part, merge_shares
 from paris_coordinator.office import Office
 from paris_coordinator.verdicts import Jobs
+from paris_protocol.averages import kept_share, released
 from paris_protocol.canonical import real
 from paris_protocol.errors import ParisError
 from paris_protocol.records import Head, Merge, MergeInput, Revert, TensorFile
@@ -55,6 +56,7 @@ class Heads:
                 numbers=tuple((name, value) for name, value in answer["numbers"]),
                 policy=desk.policy.number,
                 at=office.now(),
+                **({} if answer["worse"] else await self._average(head, inputs, out)),
             )
         )
         found = {"expert": expert, "round": head.round, "merge": merge.id}
@@ -109,6 +111,26 @@ class Heads:
             )
         )
         return {"expert": expert, "revert": revert.id, "removed": list(contributions)}
+
+    async def _average(self, head: Head, inputs: Sequence[MergeInput], out: Path) -> Json:
+        """What a published merge into `out` says of the running average; nothing without an ema."""
+        office, desk = self.office, self.office.desk
+        ema = real(desk.genesis.recipe.ema)
+        if not ema:
+            return {}
+        steps = sum(desk.work_of(part.contribution).done.steps for part in inputs)
+        decay, file = kept_share(ema, steps).hex(), self._out(f"{out.stem}-average")
+        answer = await self._jobs.run(
+            {
+                "job": "average",
+                "genesis": str(office.state.genesis_file),
+                "average": str(office.store.path(released(head, desk.merges).blob)),
+                "head": str(out),
+                "decay": decay,
+                "out": str(file),
+            }
+        )
+        return {"average": await self._stored(file, answer["root"]), "decay": decay}
 
     def _merged(self, contribution: str) -> MergeInput:
         """A contribution as it stands in its merge."""

@@ -51,9 +51,10 @@ def _patience(board: Board, work: Work) -> float:
 
 
 def _served(board: Board) -> Iterator[TensorFile]:
-    """What is no update: initial checkpoint, shards, codec, text, every head, opened states."""
+    """What is no update: initial checkpoint, shards, codec, text, heads and averages, states."""
     genesis = board.genesis
-    for part in (genesis.initial, genesis.codec.file, genesis.text.file):
+    averages = (merge.average for merge in board.merges.values())
+    for part in (genesis.initial, genesis.codec.file, genesis.text.file, *averages):
         if part is not None:
             yield part
     yield from (shard.file for cluster in genesis.clusters for shard in cluster.shards)

@@ -48,8 +48,6 @@ class Objective(Section):
         unless the section has others. `half`: some unit computes in bfloat16, where only exact
         times tell the last sampling steps apart.
         """
-        if self.ema:  # the arithmetic is there (`paris_models.ema`), merges do not carry it yet
-            raise ValueError("recipe.ema: releases hold the heads themselves so far, leave it at 0")
         given = self.model_dump(exclude={"conditions", "time_path"})
         conditions = PAPER_CONDITIONS if paper else ()
         if self.conditions is not None:

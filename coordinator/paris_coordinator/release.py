@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from paris_coordinator.cards import CardFacts, licences, model_card
+from paris_protocol.averages import released
 from paris_protocol.envelope import Sealed
 from paris_protocol.errors import ParisError
 from paris_protocol.net.folder import hash_file, verify_folder
@@ -68,6 +69,7 @@ def draft(source: ReleaseSource, folder: Path) -> Release:
 
     Raises ParisError("disk.full"); the half-filled folder is overwritten by the next attempt.
     """
+    steps = _steps(source)
     try:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(source.models, folder)
@@ -86,7 +88,7 @@ def draft(source: ReleaseSource, folder: Path) -> Release:
         previous=source.previous,
         files=files,
         experts=tuple(
-            ReleasedExpert(expert=index, merge=head.merge, root=head.weights.root)
+            ReleasedExpert(expert=index, merge=head.merge, root=released(head, steps).root)
             for index, head in enumerate(source.heads)
         ),
         router_root=source.router_root,
@@ -130,15 +132,19 @@ def list_files(folder: Path) -> tuple[ReleaseFile, ...]:
     return tuple(sorted(found, key=lambda entry: entry.path))
 
 
+def _steps(source: ReleaseSource) -> dict[str, Merge | Revert]:
+    """What made the heads, by statement id."""
+    return {s.id: s.record for s in source.lineage if isinstance(s.record, Merge | Revert)}
+
+
 def _facts(source: ReleaseSource) -> CardFacts:
-    steps = {s.id: s.record for s in source.lineage if isinstance(s.record, Merge | Revert)}
     nodes = {s.record.node for s in source.lineage if s.record.TYPE == "verdict"}
     return CardFacts(
         network=source.genesis.id,
         genesis=source.genesis.record,
         number=source.number,
         heads=source.heads,
-        steps=steps,
+        steps=_steps(source),
         nodes=len(nodes),
         router=source.router_report,
         scan=source.scan,

@@ -1,18 +1,15 @@
 """The running average of a lineage's heads: what a recipe with `ema` > 0 is to release.
 
-After a merge of s steps (those of its inputs together) with the decay β per step, element by
+After a merge that keeps the share c (its `decay`, a float64 that the merge publishes), element by
 element in float32, every product and the sum rounded by itself::
 
-    e ← float32(β^s) · e + float32(1 − β^s) · head          e begins as the initial checkpoint
+    e ← float32(c) · e + float32(1 − c) · head              e begins as the initial checkpoint
 
-β^s is made by squaring and multiplying in float64, without a library's power, so that anybody gets
-the same bits from the signed recipe and the signed merges. Nothing is summed over elements. A
-revert begins the average anew at its head: what was taken out must not live on in the average.
-Decays outside [0, 1), numbers of steps below 1, and files that do not fit or are not finite are
-refused with `ValueError`::
+Nothing is summed over elements, so anybody gets the same bits from the signed merges. A revert
+begins the average anew at its head: what was taken out must not live on in the average. Shares
+outside [0, 1) and files that do not fit or are not finite are refused with `ValueError`::
 
-    average_files(average, head, decay=0.9999, steps=120, out)          # one tensor at a time
-    average_files(out, later, 0.9999, steps=240, again)
+    average_files(average, head, float.fromhex(merge.decay), out)       # one tensor at a time
 """
 
 from __future__ import annotations
@@ -30,23 +27,10 @@ from paris_models.checkpoint import Schema, file_order, write_stream
 Array = NDArray[np.float32]
 
 
-def kept_share(decay: float, steps: int) -> float:
-    """β^s in float64 by squaring and multiplying from the lowest bit of s up."""
-    if not 0 <= decay < 1:
-        raise ValueError("the decay of an average lies in [0, 1)")
-    if steps < 1:
-        raise ValueError("a merge has at least one step")
-    share, power = 1.0, decay
-    while steps:
-        if steps & 1:
-            share *= power
-        power *= power
-        steps >>= 1
-    return share
-
-
 def average_tensor(average: Array, head: Array, share: float) -> Array:
     """float32(share) · average + float32(1 − share) · head, of one shape, float32."""
+    if not 0 <= share < 1:
+        raise ValueError("the share that an average keeps lies in [0, 1)")
     if average.shape != head.shape:
         raise ValueError("average and head do not have the same shapes")
     out: Array = average * np.float32(share)
@@ -59,13 +43,11 @@ def average_tensor(average: Array, head: Array, share: float) -> Array:
 def average_files(
     average: Path,
     head: Path,
-    decay: float,
-    steps: int,
+    share: float,
     out: Path,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """The average after a head, from and to float32 safetensors files; atomic."""
-    share = kept_share(decay, steps)
     with safe_open(average, framework="np") as before, safe_open(head, framework="np") as after:
         schema = _schema(before)
         if _schema(after) != schema:

@@ -609,10 +609,15 @@ class MergeInput(Record):
 
 
 class Merge(Statement):
-    """Turns accepted contributions into the next head; anyone can recompute it."""
+    """Turns accepted contributions into the next head; anyone can recompute it.
+
+    Where the recipe has an `ema` and the merge is published, `average` is the running average
+    after it, and `decay` = ema^(steps of the inputs together) the share of the one before in it.
+    """
 
     TYPE: ClassVar[str] = "merge"
     MAX_BYTES: ClassVar[int] = 4 << 20
+    LATER = frozenset({"average", "decay"})
     expert: Count
     round: Count
     parent: Head
@@ -622,6 +627,8 @@ class Merge(Statement):
     numbers: tuple[Number, ...]
     policy: Count
     at: Time
+    average: TensorFile | None = None
+    decay: HexFloat | None = None
 
 
 class Revocation(Statement):
@@ -720,7 +727,10 @@ class ReleaseFile(Record):
 
 
 class ReleasedExpert(Record):
-    """Which merge made the expert of a release, and the root of its tensors."""
+    """Which merge made the expert of a release, and the root of its tensors.
+
+    They are the head's, or its average's where the recipe has an `ema`.
+    """
 
     expert: Count
     merge: Digest | None

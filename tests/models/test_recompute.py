@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +102,54 @@ def test_an_altered_scalar_or_input_is_noticed(line: Line, tmp_path: Path, what:
     else:
         assert (found[0].same, bool(found[0].root)) == (False, True)
     assert found[1].same, "the next merge stands on its own parent"
+
+
+@pytest.fixture
+def averaged(tmp_path: Path) -> Line:
+    (tmp_path / "averaged").mkdir()
+    return Line(tmp_path / "averaged", tmp_path / "averages", share=0.75).lived()
+
+
+def test_averages_come_out_and_begin_anew_behind_a_revert(averaged: Line, tmp_path: Path) -> None:
+    found = averaged.again(tmp_path / "scratch")
+    assert [(each.kind, each.same, bool(each.average_root)) for each in found] == [
+        ("merge", True, True), ("merge", True, True), ("revert", True, False),
+        ("merge", True, True),
+    ]  # fmt: skip
+    assert not list((tmp_path / "scratch").glob("*average*"))[1:], "only the last one is kept"
+
+
+def test_averages_are_not_needed_for_they_follow(averaged: Line, tmp_path: Path) -> None:
+    for step in averaged.steps.values():
+        averaged.drop(step.result)
+        if isinstance(step, Merge) and step.average is not None:
+            averaged.drop(step.average)
+    assert all(each.same for each in averaged.again(tmp_path / "scratch"))
+
+
+def test_an_average_that_does_not_follow_is_noticed(averaged: Line, tmp_path: Path) -> None:
+    id, other = hexed("merge 2"), averaged.steps[hexed("merge 1")]
+    merge = averaged.steps[id]
+    assert isinstance(merge, Merge)
+    assert isinstance(other, Merge)
+    changes: list[dict[str, Any]] = [{"average": other.average}, {"decay": (0.7500001).hex()}]
+    for number, changed in enumerate(changes):
+        averaged.steps[id] = merge.model_copy(update=changed)
+        found = averaged.again(tmp_path / f"scratch {number}")
+        assert [each.same for each in found] == [True, False, True, True]
+        assert found[1].root == found[1].stated, "the head is right"
+        assert found[1].average_root not in ("", found[1].average)
+    averaged.steps[id] = merge.model_copy(update={"decay": None})
+    with pytest.raises(ParisError, match="average of a merge"):
+        averaged.again(tmp_path / "without")
+
+
+def test_an_average_of_another_head_is_not_made(averaged: Line, tmp_path: Path) -> None:
+    id = hexed("merge 1")
+    merge = averaged.steps[id]
+    averaged.steps[id] = merge.model_copy(update={"result": averaged.updates[0]})
+    found = averaged.again(tmp_path / "scratch")[0]
+    assert (found.same, bool(found.root), found.average_root) == (False, True, "")
 
 
 def test_a_blob_that_lies_is_not_used(line: Line, tmp_path: Path) -> None:

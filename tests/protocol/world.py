@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from paris_protocol.canonical import sha256_hex
+from paris_protocol.averages import kept_share, released
+from paris_protocol.canonical import real, sha256_hex
 from paris_protocol.envelope import SELF, Sealed, seal
 from paris_protocol.evidence import lineage_statements
 from paris_protocol.keys import PrivateKey
@@ -78,7 +79,7 @@ def cluster(index: int) -> Cluster:
     return Cluster(index=index, clips=16, prior="0.5", centroid=("0.5",), shards=tuple(shards))
 
 
-def genesis_record() -> Genesis:
+def genesis_record(ema: str = "0") -> Genesis:
     return Genesis(
         name="test", created=1_700_000_000, root_key=ROOT.id,
         geometry=Geometry(frames=5, height=16, width=16, fps=8),
@@ -100,7 +101,7 @@ def genesis_record() -> Genesis:
             objective="velocity", sigma_min="0", t_mean="0", t_std="1", t_shift="1",
             null_text="0.1", batch=BATCH, optimiser="adamw", lr="1e-3", matrix_lr="0.02",
             beta1="0.9", beta2="0.99", eps="1e-8", weight_decay="0", momentum="0.95",
-            clip_norm="1",
+            clip_norm="1", ema=ema,
         ),
         router=RouterSpec(width=8, blocks=1, heads=1, batch=8, steps=10, lr="1e-3"),
         sampler=Sampler(steps=4, shift="1", guidance="1.5", top_k=1),
@@ -130,8 +131,8 @@ def policy_record(number: int, previous: str | None, keys: tuple[str, ...]) -> P
 class World:
     """Makes signed statements in an order that can be true; `log` holds them."""
 
-    def __init__(self) -> None:
-        self.genesis = seal(genesis_record(), ROOT, SELF)
+    def __init__(self, ema: str = "0") -> None:
+        self.genesis = seal(genesis_record(ema), ROOT, SELF)
         self.network = self.genesis.id
         first = seal(policy_record(1, None, (OTHER.id,)), ROOT, self.network)
         second = seal(policy_record(2, first.id, (COORDINATOR.id,)), ROOT, self.network)
@@ -193,6 +194,12 @@ class World:
 
     def merge_record(self, expert: int, contributions: list[Any], /, **changes: Any) -> Merge:
         head = self.heads[expert]
+        steps = sum(each.record.steps for each in contributions)
+        ema, published = real(self.genesis.record.recipe.ema), changes.get("published", True)
+        averaged = {
+            "average": tensor_file(f"average {expert} {len(self.log)}"),
+            "decay": kept_share(ema, steps).hex(),
+        }
         made = Merge(
             expert=expert, round=head.round, parent=head,
             inputs=tuple(
@@ -205,7 +212,7 @@ class World:
             result=tensor_file(f"head {expert} {len(self.log)}"), published=True, numbers=(),
             policy=2, at=1_700_000_200,
         )  # fmt: skip
-        return made.model_copy(update=changes)
+        return made.model_copy(update=(averaged if ema and published else {}) | changes)
 
     def merge(self, expert: int, published: bool = True) -> Sealed[Merge]:
         judged = [self.judge(expert, unit)[0] for unit in range(2)]
@@ -242,6 +249,7 @@ class World:
     ) -> dict[str, bytes]:
         """The files of a release folder of the present heads."""
         chosen = lineage_statements(self.heads, self.log) if lineage is None else lineage
+        merges = {each.id: each.record for each in chosen if isinstance(each.record, Merge)}
         files = {
             "model_index.json": b"{}",
             "expert_0/config.json": b"{}",
@@ -256,7 +264,7 @@ class World:
                 for path, data in sorted(files.items())
             ),
             experts=tuple(
-                ReleasedExpert(expert=i, merge=head.merge, root=head.weights.root)
+                ReleasedExpert(expert=i, merge=head.merge, root=released(head, merges).root)
                 for i, head in enumerate(self.heads)
             ),
             router_root=hexed("router"), at=1_700_000_300,

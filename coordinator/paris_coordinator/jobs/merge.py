@@ -10,6 +10,7 @@ written, so that its numbers can be published; the caller does not make it a hea
     # {"root": …, "numbers": [["delta", …], …, ["step", "1"], ["left_out", "0"]], "worse": false,
     #  "inputs": [[0, weight, scale], [2, weight, scale]], "left_out": [1]}
     revert({"job": "revert", "removed": [{"path", "weight", "scale"}], …})    # {"root", "numbers"}
+    average({"job": "average", "average": …, "head": …, "decay": "0x1.9p-1", "out": …})   # {"root"}
 
 `inputs` are the places in the job's list that are really in `out`, with the scalars (hex floats)
 that belong into the signed `Merge`: never the ones that were asked for. `left_out` are the places
@@ -32,16 +33,19 @@ from paris_coordinator.jobs.common import (
     expert_schema,
     gated,
     genesis_of,
+    header_of,
     held_out,
     record,
     root_of,
 )
 from paris_coordinator.judging import PairedLoss, is_worse, numbers
 from paris_models.config import ExpertConfig, RecipeConfig
+from paris_models.ema import average_files
 from paris_models.evaluate import held_out_losses, paired
 from paris_models.merge import merge_files, revert_files
 from paris_protocol.canonical import real
 from paris_protocol.errors import ParisError
+from paris_protocol.net.folder import file_root
 from paris_protocol.records import Policy
 
 Json = dict[str, Any]
@@ -185,3 +189,20 @@ def revert(job: Json) -> Json:
     revert_files(bench.parent, bench.inputs, bench.out)
     found = bench.written()
     return {"root": found.root, "numbers": _numbers(bench, found)}
+
+
+def average(job: Json) -> Json:
+    """The running average after a merge: {"root"}; `out` holds it, written a tensor at a time.
+
+    `average` is the file of the one before, `head` the merged head, `decay` (hex float) the share
+    of the one before. Raises ParisError("tensor.values") as `merge` does.
+    """
+    config = ExpertConfig.from_record(genesis_of(job["genesis"]).expert)
+    before, head, out = (Path(job[name]) for name in ("average", "head", "out"))
+    for path in (before, head):
+        header_of(path, expert_schema(config, "F32"))
+    try:
+        average_files(before, head, float.fromhex(job["decay"]), out)
+    except ValueError as error:
+        raise ParisError("tensor.values", str(error)) from error
+    return {"root": file_root([out])}

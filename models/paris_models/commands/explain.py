@@ -60,6 +60,9 @@ def _step(id: str, record: Merge | Revert, evidence: Evidence) -> Json:
         "inputs": [_input(part, evidence) for part in parts_of(record)],
     }
     if isinstance(record, Merge):
+        if record.average is not None:
+            kept = float.fromhex(record.decay or "")
+            facts["average"] = {"root": record.average.root, "kept": kept}
         return facts | {"published": record.published}
     revoked = evidence.revocations[record.revocation].record
     return facts | {"revocation": record.revocation, "key": revoked.key, "reason": revoked.reason}
@@ -132,7 +135,11 @@ def _step_lines(step: Json) -> list[str]:
     numbers = step["numbers"]
     if "before" in numbers and "after" in numbers:
         text.append(f"    held-out loss {numbers['before']} → {numbers['after']}")
-    return [*text, f"    head {step['result'][:16]}"]
+    text.append(f"    head {step['result'][:16]}")
+    if (average := step.get("average")) is not None:
+        kept = f"{average['kept']:.4g} of the one before it"
+        text.append(f"    running average {average['root'][:16]}, which keeps {kept}")
+    return text
 
 
 def _input_lines(part: Json) -> list[str]:

@@ -1,10 +1,11 @@
 """Merges done again by anybody, from the signed statements and the blobs that they name.
 
 Every merge and revert of a lineage is repeated tensor by tensor and must have the tensor root that
-was signed. Blobs come from folders (a blob store, or files `<id>.blob`) or over HTTP from whoever
-serves a coordinator's `/v1/blobs`, and are believed for their digest alone. A head that nobody has
-any more is made again from its own merge. What cannot be had is named (`merge.input-gone`) and the
-step is "not recomputable", never verified::
+was signed, and so must the running average that a merge names. Blobs come from folders (a blob
+store, or files `<id>.blob`) or over HTTP from whoever serves a coordinator's `/v1/blobs`, and are
+believed for their digest alone. A head or average that nobody has any more is made again from its
+own merge. What cannot be had is named (`merge.input-gone`) and the step is "not recomputable",
+never verified::
 
     blobs = Blobs(["demo/blobs", "https://train.example.org"], scratch)
     for found in recompute(steps, blobs, scratch):
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from paris_models.commands.pull import CHUNK, TRIES, HttpSource
+from paris_models.ema import average_files
 from paris_models.merge import Input, merge_files, revert_files
+from paris_protocol.averages import released
 from paris_protocol.blobs import Manifest, manifest_limit
 from paris_protocol.errors import ParisError
 from paris_protocol.evidence import parts_of
@@ -133,7 +136,9 @@ def _pieces(source: HttpSource, manifest: Manifest, begin: int) -> Iterator[tupl
 class Recomputed:
     """A step of a lineage done again: the root that was signed and the one that came out.
 
-    `missing` names what could not be had; there is no root then.
+    `average` and `average_root` are the same of the running average: empty where there is none, and
+    no root comes out where that of the head is another. `missing` names what could not be had;
+    there is no root then.
     """
 
     id: str
@@ -144,11 +149,13 @@ class Recomputed:
     stated: str
     root: str = ""
     missing: str = ""
+    average: str = ""
+    average_root: str = ""
 
     @property
     def same(self) -> bool:
         """Whether the step is what was signed."""
-        return self.root == self.stated
+        return (self.root, self.average_root) == (self.stated, self.average)
 
 
 class Recomputer:
@@ -168,19 +175,24 @@ class Recomputer:
     def step(self, id: str) -> Recomputed:
         """One merge or revert again; `merge.input-gone` becomes `missing`."""
         record = self._steps[id]
+        stated = record.average if isinstance(record, Merge) else None
         out = self._scratch / f"{id}.safetensors"
-        root = missing = ""
+        second = self._scratch / f"{id}-average.safetensors"
+        root = average = missing = ""
         try:
             root = self._run(record, out)
+            if isinstance(record, Merge) and stated is not None and root == record.result.root:
+                average = self._average(record, out, second)
         except ParisError as error:
             out.unlink(missing_ok=True)
             if error.code != "merge.input-gone":
                 raise
-            missing = error.detail
-        if root and root == record.result.root:
-            self._made[root] = out
-        elif root:
-            out.unlink()
+            root, missing = "", error.detail
+        for path, made, signed in ((out, root, record.result), (second, average, stated)):
+            if made and signed is not None and made == signed.root:
+                self._made[made] = path
+            else:
+                path.unlink(missing_ok=True)
         return Recomputed(
             id=id,
             kind=record.TYPE,
@@ -190,17 +202,19 @@ class Recomputer:
             stated=record.result.root,
             root=root,
             missing=missing,
+            average="" if stated is None else stated.root,
+            average_root=average,
         )
 
     def forget(self, root: str) -> None:
-        """A head that no further step needs."""
+        """A head or average that no further step needs."""
         path = self._made.pop(root, None)
         if path is not None:
             path.unlink(missing_ok=True)
 
     def _run(self, record: Step, out: Path) -> str:
         parts = parts_of(record)
-        parent = self._head(record.parent, record.expert)
+        parent = self._made_or_had(record.parent, record.expert, record.parent.weights)
         inputs: list[Input] = []
         try:
             for part in parts:
@@ -217,6 +231,19 @@ class Recomputer:
                 self._blobs.done_with(parent)
         return file_root([out])
 
+    def _average(self, record: Merge, head: Path, out: Path) -> str:
+        """The running average after a merge whose head has just been made; its root."""
+        before = released(record.parent, self._steps)
+        path = self._made_or_had(record.parent, record.expert, before)
+        try:
+            average_files(path, head, float.fromhex(record.decay or ""), out)
+        except ValueError as error:
+            raise ParisError("check.failed", f"the average of a merge: {error}") from error
+        finally:
+            if record.parent.merge is not None:
+                self._blobs.done_with(path)
+        return file_root([out])
+
     def _update(self, part: MergeInput) -> Path:
         return self._file(part.update, f"the update of contribution {part.contribution}")
 
@@ -226,15 +253,16 @@ class Recomputer:
             raise ParisError("check.failed", f"{what} does not have the signed tensor root")
         return path
 
-    def _head(self, head: Head, expert: int) -> Path:
-        """A head's file: already made, fetched, or made again from its own merge."""
-        if head.weights.root in self._made:
-            return self._made[head.weights.root]
-        what = f"head {head.round} of expert {expert}"
+    def _made_or_had(self, head: Head, expert: int, named: TensorFile) -> Path:
+        """The file of a head or its average: made already, fetched, or made again by its merge."""
+        if named.root in self._made:
+            return self._made[named.root]
+        average = "" if named == head.weights else "the average of "
+        what = f"{average}head {head.round} of expert {expert}"
         if head.merge is None:
             what = "the initial checkpoint"
         try:
-            return self._file(head.weights, what)
+            return self._file(named, what)
         except ParisError as error:
             if error.code != "merge.input-gone" or head.merge is None:
                 raise
@@ -245,7 +273,7 @@ class Recomputer:
             raise ParisError("merge.input-gone", found.missing)
         if not found.same:
             raise ParisError("check.failed", f"{found.kind} {head.merge} is not what was signed")
-        return self._made[head.weights.root]
+        return self._made[named.root]
 
 
 def recompute(
@@ -264,6 +292,8 @@ def recompute(
         published = not isinstance(record, Merge) or record.published
         # What moves a head is the last step on it; what was not published has no children.
         worker.forget(record.parent.weights.root if published else record.result.root)
+        if published:
+            worker.forget(released(record.parent, steps).root)
 
 
 def in_order(steps: Mapping[str, Step]) -> list[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paris_protocol.draws import check_draws
 from paris_protocol.envelope import Sealed, unseal_any
@@ -24,6 +24,9 @@ from paris_protocol.net.folder import file_root, named_network, verify_folder
 from paris_protocol.net.logs import Followed, LogMemory, LogPlace, follow, memory_folder, recall
 from paris_protocol.records import Merge, Revert
 from paris_protocol.release import Verified
+
+if TYPE_CHECKING:
+    from paris_models.commands.recompute import Recomputed
 
 Json = dict[str, Any]
 Progress = Callable[[int, int], None] | None
@@ -95,6 +98,8 @@ def sentence(facts: Json) -> str:
         found = "same bits" if step["same"] else "NOT RECOMPUTABLE"
         if step["root"] and not step["same"]:
             found = f"ANOTHER ROOT {step['root'][:16]}"
+            if step.get("average_root"):
+                found = f"ANOTHER AVERAGE {step['average_root'][:16]}"
         text.append(f"{_name(step)}: {step['inputs']} inputs, {found}")
     if "newer_seen" in facts:
         text.append(f"Release {facts['newer_seen']} was seen before; this is an older one.")
@@ -153,11 +158,13 @@ def run_recompute(
                     "same": each.same,
                     "missing": each.missing or None,
                 }
+                | _average(each)
             )
     for expert in found.release.record.experts:
         files = sorted((release / f"expert_{expert.expert}").glob("*.safetensors"))
         if file_root(files) != expert.root:
-            raise ParisError("release.file", f"expert_{expert.expert} is not the recomputed head")
+            detail = f"expert_{expert.expert} is not the recomputed head or average"
+            raise ParisError("release.file", detail)
     return {"recomputed": all(each["same"] for each in results), "steps": results}
 
 
@@ -167,11 +174,18 @@ def refusal_of(facts: Json) -> ParisError | None:
     wrong = [each for each in steps if each["root"] and not each["same"]]
     gone = [each for each in steps if each["missing"]]
     if wrong:
-        return ParisError("check.failed", f"{_name(wrong[0])} is not what was signed")
+        what = "the average of " if wrong[0].get("average_root") else ""
+        return ParisError("check.failed", f"{what}{_name(wrong[0])} is not what was signed")
     if gone:
         count = f"{len(gone)} of {len(steps)} not recomputable"
         return ParisError("merge.input-gone", f"{count}; {_name(gone[0])}: {gone[0]['missing']}")
     return None
+
+
+def _average(step: Recomputed) -> Json:
+    """What is told of the running average, where a merge names one."""
+    root = step.average_root or None
+    return {"average": step.average, "average_root": root} if step.average else {}
 
 
 def _name(step: Json) -> str:
