@@ -46,10 +46,12 @@ CORES = {
         "auditdesk.py",
         "auditing.py",
         "board.py",
+        "earlier.py",
+        "planning.py",
         "events.py",
         "secrets.py",
     ],
-    "paris_node": ["volunteer.py", "consent.py", "fit.py", "kept.py", "leases.py"],
+    "paris_node": ["volunteer.py", "consent.py", "fit.py", "kept.py", "leases.py", "planning.py"],
 }
 HEAVY_ONLY_IN = {  # third party -> the files (or folders) that may import it
     "hivemind": ["protocol/paris_protocol/net/dht.py"],

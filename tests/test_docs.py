@@ -52,3 +52,26 @@ def test_files_in_backquotes_exist(path: Path) -> None:
     pattern = rf"`((?:{folders})/[\w./*-]+\.\w+)`"
     for name in re.findall(pattern, path.read_text()):
         assert any(list(base.glob(name)) for base in (ROOT, path.parent)), f"{path.name}: {name}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_named_tests_exist(path: Path) -> None:
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", path.read_text()):
+        assert (ROOT / file).exists(), f"{path.name} names {file}"
+        found = re.search(rf"^\s*(?:async )?def {name}\(", (ROOT / file).read_text(), re.MULTILINE)
+        assert found, f"{path.name} names {file}::{name}"
+
+
+def test_every_piece_of_the_paper_is_ticked_with_a_test_or_not_yet_there() -> None:
+    """docs/paper.md: F1 to F26 in order, once each."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (ROOT / "docs" / "paper.md").read_text().splitlines()
+        if re.match(r"\| F\d", line)
+    ]
+    assert [row[0] for row in rows] == [f"F{number}" for number in range(1, 27)]
+    for number, what, state, proof in rows:
+        assert what and proof, number
+        assert state in ("ticked", "not yet"), number
+        shown = re.findall(r"`tests/[\w/]+\.py::test_\w+`", proof)
+        assert bool(shown) == (state == "ticked"), number

@@ -47,6 +47,9 @@ REACH_HIGH: Final = 1.0
 """No run of the assigned optimiser moves farther than the sum of its step sizes."""
 REACH_LOW: Final = 0.01
 """Honest units go .1 to .5 of that way; a hundredth is no training."""
+REACH_LOW_FACTORS: Final = 0.0005
+"""The same for LoRA: both factors at their farthest are a product that no training comes near
+(honest units of 30 steps at the demo's size: .009 of it, of 80 steps less)."""
 BLOCKS_NEEDED: Final = 8
 """So many accepted updates of the lineage make a block's own distribution."""
 BLOCK_SPREAD: Final = 0.1
@@ -83,6 +86,7 @@ class UpdateNumbers:
     spectral: float = math.nan
     rank: float = math.nan
     least_rank: float = 0.0
+    least_reach: float = REACH_LOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +206,7 @@ def statistics(
     largest_z, limit_z = block_z(update.blocks, lineage or {}), real(margins.block_z)
     found += numbers(block_z=largest_z)
     low, high = real(margins.norm_low), real(margins.norm_high)
-    if update.norm == 0.0 or update.reach < REACH_LOW:
+    if update.norm == 0.0 or update.reach < update.least_reach:
         return failed("L2", "statistics.zero", found)
     if update.reach > REACH_HIGH:
         return failed("L2", "statistics.norm", found)

@@ -78,7 +78,7 @@ def conclude(demo: Demo, evidence: Evidence) -> dict[str, Any]:
         "verified": True,
         "smoke": smoke,
         "network": demo.coordinator.network,
-        "schedule": schedule(evidence),
+        "updates": evidence.updates(),
         "contributions": {
             "honest": {
                 "accepted": sum(j.accepted for j in judged if j.node not in hostile),
@@ -262,12 +262,6 @@ def node_names(demo: Demo) -> dict[str, str]:
     return {
         str(status["node"]): name for name, status in demo.last_status.items() if "node" in status
     }
-
-
-def schedule(evidence: Evidence) -> str:
-    """The unit schedule that the assignments name."""
-    plans = {a.plan for a in evidence.assignments().values()}
-    return "; ".join(sorted(plans))
 
 
 def log_spans(demo: Demo, evidence: Evidence) -> list[dict[str, Any]]:

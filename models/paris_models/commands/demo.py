@@ -29,16 +29,12 @@ ASSETS = Path(__file__).resolve().parents[1] / "assets"
 MARK = ".paris-demo"
 HONEST = ("volunteer-1", "volunteer-2", "volunteer-3")
 VICTIM = "volunteer-2"
+PLANS = {"volunteer-3": "lora-32-bf16"}
+"""Who trains otherwise than by the network's own plan."""
 PACE = (
-    "--set",
-    "retry=1",
-    "--set",
-    "retry_cap=4",
-    "--set",
-    "beat=2",
-    "--set",
-    'listen=["/ip4/127.0.0.1/tcp/0"]',
-)
+    "--set", "retry=1", "--set", "retry_cap=4", "--set", "beat=2",
+    "--set", 'listen=["/ip4/127.0.0.1/tcp/0"]',
+)  # fmt: skip
 """A network that lives for minutes asks again after seconds; peers meet on loopback only."""
 PROMPTS = ("a red ball moves left", "blue checkers camera pans right", "a yellow cross grows")
 """The status page's sample clips."""
@@ -136,6 +132,7 @@ class Demo:
                 str(self.clips),
                 "--out",
                 str(self.out / "prepared"),
+                *([] if self.clips == self.out / "clips" else ["--allow-unlicensed"]),
             ],
             600,
         )
@@ -225,6 +222,7 @@ class Demo:
                 name,
                 "--until-finished",
                 *PACE,
+                *(["--plan", PLANS[name]] if name in PLANS else []),
                 *(["--attacks", ",".join(attacks)] if attacks else []),
             ],
         )

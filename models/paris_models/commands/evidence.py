@@ -98,6 +98,27 @@ class Evidence:
         """Every contribution by its id, with the node that signed it."""
         return {s.id: (s.record, s.signer) for s in self.statements.get(Contribution.TYPE, [])}
 
+    def updates(self) -> list[dict[str, Any]]:
+        """How work was done and handed in: by plan and codec, verdicts and bytes of a file."""
+        judged = {each.id: each for each in self.judged() if each.on_merit}
+        found: dict[tuple[str, str], list[tuple[bool, int]]] = {}
+        for id, (contribution, _) in self.contributions().items():
+            lease = self.assignments().get(contribution.assignment)
+            if lease is not None and id in judged:
+                kind = (lease.plan, lease.update_codec)
+                size = contribution.update.blob.size
+                found.setdefault(kind, []).append((judged[id].accepted, size))
+        return [
+            {
+                "plan": plan,
+                "codec": codec,
+                "accepted": sum(accepted for accepted, _ in each),
+                "refused": sum(not accepted for accepted, _ in each),
+                "bytes": sum(size for _, size in each) // len(each),
+            }
+            for (plan, codec), each in sorted(found.items())
+        ]
+
     def curves(self, experts: int) -> dict[int, list[dict[str, float]]]:
         """Held-out loss of each expert before the first merge and after each published one.
 
