@@ -11,6 +11,7 @@ What cannot be stored is refused with `ValueError`::
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import NormalDist
 from typing import Any, Final, cast
 
@@ -119,26 +120,43 @@ def adapt(model: nn.Module, base: Base, rank: int, key: bytes) -> dict[str, nn.P
     Returns the factors by name, in the order of the modules. Linears outside the blocks stay as
     they are, frozen.
     """
-    if rank < 1:
-        raise ValueError("a rank is at least 1")
+    drawn = first_factors({n: tuple(p.shape) for n, p in model.named_parameters()}, rank, key)
     model.requires_grad_(False)
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     factors: dict[str, nn.Parameter] = {}
-    for index, (name, linear) in enumerate(linears.items()):
+    for name, linear in linears.items():
         if "transformer_blocks." not in name:
             continue
-        a = None if ".norm" in name else _first_factor(key, index, rank, linear)
+        a = drawn.get(f"{name}.a")
         where, _, last = name.rpartition(".")
-        frozen = FrozenLinear(linear, base, a)
+        frozen = FrozenLinear(linear, base, None if a is None else a.to(linear.weight.device))
         setattr(model.get_submodule(where), last, frozen)
         if frozen.a is not None and frozen.b is not None:
             factors |= {f"{name}.a": frozen.a, f"{name}.b": frozen.b}
     return factors
 
 
-def _first_factor(key: bytes, index: int, rank: int, linear: nn.Linear) -> Tensor:
-    """A of a module, uniform in ±1/√in, as a Linear of that size would begin."""
-    n = linear.in_features
+def first_factors(
+    shapes: Mapping[str, tuple[int, ...]], rank: int, key: bytes
+) -> dict[str, Tensor]:
+    """The factors that a unit of this key begins with, whatever the weights beside them are.
+
+    `shapes` are the expert's parameters in the order of its modules (`expert.parameter_shapes`).
+    """
+    if rank < 1:
+        raise ValueError("a rank is at least 1")
+    linears = [n for n, shape in shapes.items() if n.endswith(".weight") and len(shape) == 2]
+    factors: dict[str, Tensor] = {}
+    for index, name in enumerate(linears):
+        if "transformer_blocks." in name and ".norm" not in name:
+            module, (outs, ins) = name.removesuffix(".weight"), shapes[name]
+            factors[f"{module}.a"] = _first(key, index, rank, ins)
+            factors[f"{module}.b"] = torch.zeros(outs, rank)
+    return factors
+
+
+def _first(key: bytes, index: int, rank: int, n: int) -> Tensor:
+    """A of module `index`, uniform in ±1/√in, as a Linear of that size would begin."""
     drawn = torch.from_numpy(noise.uniforms(key, noise.FACTORS, 0, index, rank * n))
     first: Tensor = ((2 * drawn - 1) / n**0.5).float().view(rank, n)
-    return first.to(linear.weight.device)
+    return first

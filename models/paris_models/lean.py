@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from paris_models import train, updates
-from paris_models.adapters import adapt
+from paris_models.adapters import adapt, first_factors
 from paris_models.codecs import Codec, Lazy, left_out
 from paris_models.codecs_layout import is_topk
 from paris_models.config import ExpertConfig, RecipeConfig, UnitConfig
-from paris_models.expert import expert_from
+from paris_models.expert import expert_from, parameter_shapes
 from paris_models.lean_optim import LeanOptimiser
 from paris_models.plans import Plan, most_swap, swapped_blocks
 from paris_models.shards import Clips
@@ -98,11 +98,34 @@ def new_state(
     return LeanState(plan, config, recipe, model, trained, optimiser, swap, where)
 
 
+def start_state(
+    plan: Plan,
+    config: ExpertConfig,
+    recipe: RecipeConfig,
+    weights: Mapping[str, Tensor],
+    *,
+    key: bytes,
+) -> State:
+    """A fresh state to look at, with the tensors of `new_state`.
+
+    Of adapters nothing but the factors is made, since no weight of their expert is in a state: it
+    cannot be trained.
+    """
+    if not plan.rank:
+        return new_state(plan, config, recipe, weights, key=key)
+    first = first_factors(parameter_shapes(config), plan.rank, key)
+    trained = {name: nn.Parameter(tensor) for name, tensor in first.items()}
+    optimiser = _optimiser(trained, plan, recipe, None)
+    return LeanState(plan, config, recipe, None, trained, optimiser, None, torch.device("cpu"))
+
+
 def train_step(state: State, clips: Clips, unit: UnitConfig) -> float:
     """Take one step and return its loss (mean squared error, float32)."""
     if isinstance(state, TrainState):
         return train.train_step(state, clips, unit)
     _refuse_torn(state)
+    if state.model is None:
+        raise ValueError("a state without its expert cannot be trained")
     if state.step >= unit.steps:
         raise ValueError(f"the unit has {unit.steps} steps and all are done")
     if unit.dtype != state.plan.compute:

@@ -86,7 +86,7 @@ def _examined(case: str, known: Mapping[str, Any], device: str) -> Found:
     answer = _read(known[case])
     try:
         update = changed(case, device)
-    except (ArithmeticError, RuntimeError):  # an operation that is wrong or missing here
+    except (ArithmeticError, RuntimeError, TypeError):  # an operation or a dtype is missing here
         return Found(case, rho, tensor, *limits)
     if update.keys() == answer.keys():
         parts = {f"weights.{n}": _apart(update[n], answer[n]) for n in answer}

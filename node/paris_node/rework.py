@@ -196,7 +196,10 @@ def _open(
     order: Order, parent: Tensors, paths: Mapping[int, Path], roots: Sequence[str]
 ) -> dict[int, Tensors] | None:
     """A stranger's states behind the gate; None if any is not the one that was committed."""
-    schema, opened = checkpoint.schema_of(lean.state_tensors(order.state(parent))), {}
+    like = lean.start_state(
+        order.plan, order.expert, order.recipe, order.start(parent), key=order.config.key
+    )
+    schema, opened = checkpoint.schema_of(lean.state_tensors(like)), {}
     for place, path in paths.items():
         try:
             header_of(path, schema)

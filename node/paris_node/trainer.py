@@ -30,12 +30,13 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, Final, TextIO
 
 import torch
 
 from paris_models.pages import keep_pages
-from paris_models.selftest import examine
+from paris_models.selftest import cases, examine
 from paris_node.merged import follow
 from paris_node.rework import REPORT_EVERY, open_states, replay_audit
 from paris_node.unit import RESULT, Order, Unit
@@ -46,6 +47,9 @@ FIRST: Final = frozenset({"open"})
 
 LOST: Final = ("CUDA error", "CUDA driver", "No CUDA GPUs", "HIP error")
 """How torch says that a GPU is gone; its memory is said to be short in another class."""
+
+EXPERIMENTAL: Final = frozenset({"xpu", "mps"})
+"""Devices that nobody has run this on: they have to pass all numeric tests (docs/plans.md)."""
 
 Say = Callable[[dict[str, Any]], None]
 Json = dict[str, Any]
@@ -113,12 +117,25 @@ def reason_of(error: Exception) -> ParisError:
 
 
 def pick_device(wanted: str) -> str:
-    """`auto` becomes cuda where there is one; a wanted GPU that is not there is said so."""
+    """`auto` becomes the best device there is; a wanted GPU that is not there is said so.
+
+    CUDA first, of which ROCm is another build under the same name. Another accelerator that torch
+    knows (XPU, MPS) only if every numeric test passes on it; then the CPU.
+    """
     if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() else _accelerator() or "cpu"
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise ParisError("gpu.unavailable", "torch sees no CUDA device")
     return wanted
+
+
+@cache
+def _accelerator() -> str | None:
+    """An accelerator that is not CUDA and computes rightly; tested once in a process."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None or found.type not in EXPERIMENTAL:
+        return None
+    return found.type if all(one.passed for one in examine(cases(), found.type)) else None
 
 
 class Service:

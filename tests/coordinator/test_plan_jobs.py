@@ -91,6 +91,13 @@ def test_honest_units_are_accepted_and_audited_by_equal_bits(
     assert [one["rho"] for one in found["segments"]] == ["0"] * (len(honest.states) - 1)
 
 
+def test_adapters_are_judged_without_their_expert_being_made(
+    net: TinyNet, done: dict[str, Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lean, "adapt", None)
+    assert judged(net, done["lora 64"].unit) == ("", "accepted")
+
+
 def test_sub_rounds_open_nothing_but_their_result(done: dict[str, Done]) -> None:
     assert [len(done[kind].states) for kind in ("adafactor", "lora 16")] == [2, 4]
 
@@ -220,6 +227,15 @@ def test_sparse_updates_that_are_noise_or_flipped_are_refused(
     for scale in (30.0, 0.001):
         wire = encode("topk-32", {n: t * scale * size / 70 for n, t in drawn.items()})
         assert judged(net, hand_in(net, honest, wire))[0] == "L2"
+
+
+def test_a_sparse_update_may_have_nothing_inside_the_blocks(
+    net: TinyNet, done: dict[str, Done]
+) -> None:
+    """Near a fresh expert the largest values all stand in its first and last layers."""
+    change = dense(net, done["dense"].unit)
+    sent = {n: t * ("transformer_blocks." not in n) for n, t in change.items()}
+    assert judged(net, hand_in(net, done["topk"], encode("topk-32", sent))) == ("", "accepted")
 
 
 def test_a_copy_is_seen_through_every_codec(net: TinyNet, done: dict[str, Done]) -> None:

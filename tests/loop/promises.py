@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from loop.tiny import TinyNetwork
+from paris_models import lean
 from paris_models.checkpoint import load_tensors, raw_items
 from paris_models.commands.evidence import Evidence
 from paris_models.config import ExpertConfig, RecipeConfig, UnitConfig
+from paris_models.plans import plan_of
+from paris_models.replay import train_whole
 from paris_models.shards import read_shards
-from paris_models.train import new_state, state_tensors, train_step, weights
-from paris_models.updates import make_update
 from paris_protocol.draws import check_draws
 from paris_protocol.envelope import open_genesis, unseal_any
 from paris_protocol.net.logs import LogPlace, read_log
@@ -62,13 +64,13 @@ def check_promises(net: TinyNetwork, recompute: int = 2) -> None:
     genesis = open_genesis((net.state / "genesis.json").read_bytes(), net.network).record
     store = BlobStore(net.state / "store")
     commitments = {sealed.id: sealed.record for sealed in evidence.statements[Commitment.TYPE]}
-    for id in accepted[:recompute] + accepted[-recompute:]:
+    for id in accepted[:recompute] + accepted[len(accepted) - recompute :]:
         contribution = handed_in[id][0]
-        again = retrain(genesis, store, leases[contribution.assignment], net.folder)
-        assert again[0] == contribution.update.root, (
+        again = retrain(genesis, store, leases[contribution.assignment], None)
+        assert again.update == contribution.update.root, (
             "the update is not what uninterrupted training gives"
         )
-        assert tuple(again[1]) == commitments[contribution.commitment].states, (
+        assert again.states == commitments[contribution.commitment].states, (
             "a committed state differs"
         )
 
@@ -91,23 +93,36 @@ def check_audits(net: TinyNetwork, evidence: Evidence) -> dict[str, Any]:
     return check_draws(statements, policies)
 
 
+@dataclass(frozen=True)
+class Retrained:
+    """A unit trained again: roots of its update and committed states, and what it left out."""
+
+    update: str
+    states: tuple[str, ...]
+    rest: dict[str, torch.Tensor] | None
+
+
 def retrain(
-    genesis: Genesis, store: BlobStore, lease: Assignment, folder: Path
-) -> tuple[str, list[str]]:
-    """Root of the update and of every committed state, by training the unit in one go."""
+    genesis: Genesis, store: BlobStore, lease: Assignment, begun: Mapping[str, torch.Tensor] | None
+) -> Retrained:
+    """What training the unit in one go gives; `begun` is the residual that it begins with."""
     torch.set_num_threads(lease.threads)
     config, recipe = (
         ExpertConfig.from_record(genesis.expert),
         RecipeConfig.from_record(genesis.recipe),
     )
+    plan, codec = plan_of(lease.plan), lease.update_codec
     parent = load_tensors(store.path(lease.parent.weights.blob))
     clips = read_shards([store.path(shard.file.blob) for shard in lease.shards])
     unit = UnitConfig.from_record(lease, unit_key(lease.seed))
-    state = new_state(config, recipe, parent)
-    roots = [tensor_root(raw_items(state_tensors(state)))]
-    while state.step < lease.steps:
-        train_step(state, clips, unit)
-        if state.step % lease.commit_every == 0 or state.step == lease.steps:
-            roots.append(tensor_root(raw_items(state_tensors(state))))
-    update = make_update(parent, dict(weights(state)), lease.update_codec)
-    return tensor_root(raw_items(update)), roots
+    start = parent if begun is None else lean.start_of(parent, begun)
+    state, roots = train_whole(config, recipe, unit, clips, start, root_of, plan=plan)
+    last = lean.state_tensors(state)
+    update = lean.update_of(plan, parent, last, codec, begun)
+    rest = lean.rest_of(plan, parent, last, update, codec, begun)
+    return Retrained(root_of(update), tuple(roots), rest)
+
+
+def root_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Merkle root of tensors."""
+    return tensor_root(raw_items(tensors))

@@ -44,7 +44,10 @@ PACE = (
 
 
 class TinyNetwork:
-    """Folders and processes of one network; always `close()` it."""
+    """Folders and processes of one network; always `close()` it.
+
+    `policy`: further fields of the first policy, as lines of TOML.
+    """
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class TinyNetwork:
         units: int = 2,
         swarm: bool = True,
         commit_every: int = 4,
+        policy: str = "",
     ) -> None:
         self.folder = folder
         self.swarm = swarm
@@ -66,13 +70,13 @@ class TinyNetwork:
         write_clips(folder / "clips", clips, seed=11)
         recipe = folder / "recipe.toml"
         recipe.write_text(tiny_recipe(steps, rounds, units))
-        for asset in ("codec", "text"):
+        for asset in ("codec", "text", "initial"):
             (folder / f"{asset}.safetensors").write_bytes(
                 (ASSETS / f"{asset}.safetensors").read_bytes()
             )
-        policy = folder / "policy.toml"
-        policy.write_text(
-            f"commit_every = {commit_every}\nsoft_deadline = 60\nhard_deadline = 600\n"
+        rules = folder / "policy.toml"
+        rules.write_text(
+            f"{policy}\ncommit_every = {commit_every}\nsoft_deadline = 60\nhard_deadline = 600\n"
             # A few steps from fresh weights: plumbing is tested here, not statistics.
             '[margins]\ndamage = ["10"]\nmerge_damage = "10"\nnoise_cosine = "-1"\n'
             'norm_low = "0.01"\nnorm_high = "100"\nblock_z = "0"\n'
@@ -102,7 +106,7 @@ class TinyNetwork:
                 "--swarm-port",
                 str(free_port()),
                 "--policy",
-                str(policy),
+                str(rules),
                 "--json",
             ],
             60,
@@ -217,7 +221,6 @@ def tiny_recipe(steps: int, rounds: int, units: int) -> str:
         "units = 2": f"units = {units}",
         "steps = 120": f"steps = {steps}",
         "rounds = 6": f"rounds = {rounds}",
-        'file = "initial.safetensors"': "seed = 1",
         "matrix_lr = 0.03": "matrix_lr = 0.003",
     }.items():
         assert old in text, old

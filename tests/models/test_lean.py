@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from paris_models import lean
 from paris_models.codecs import decode
 from paris_models.config import ExpertConfig
 from paris_models.expert import build_expert
@@ -17,6 +18,7 @@ from paris_models.lean import (
     State,
     load_state_tensors,
     new_state,
+    start_state,
     state_tensors,
     train_step,
     update_of,
@@ -215,6 +217,21 @@ def test_a_lora_state_holds_its_factors_alone_and_begins_as_its_base() -> None:
     assert not torch.equal(weights(others[1])[first], found[first])
     half = [train_step(fresh(PLANS[n]), TABLE, HALF) for n in ("lora-32-bf16", "adafactor")]
     assert half[0] == pytest.approx(half[1], rel=1e-2)
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_the_start_of_a_unit_is_known_without_the_expert_of_its_adapters(
+    monkeypatch: pytest.MonkeyPatch, plan: Plan
+) -> None:
+    wanted = bits(fresh(plan))
+    if plan.rank:
+        monkeypatch.setattr(lean, "expert_from", None)
+    state = start_state(plan, DEEP, RECIPE, WEIGHTS, key=KEY)
+    assert bits(state) == wanted
+    if plan.rank:
+        with pytest.raises(ValueError, match="without its expert"):
+            train_step(state, TABLE, HALF)
+        assert bits(state) == wanted
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("lora-16-fp8", 0.03), ("lora-16-nf4", 0.15)])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from paris_models.checkpoint import load_tensors, raw_items, save_tensors
+from paris_models.selftest import Found, cases
 from paris_node import trainer
 from paris_node.trainer import Asked, train_unit
 from paris_node.training import TrainerProcess
@@ -175,6 +177,36 @@ def test_a_wanted_gpu_that_is_not_there_is_said_so() -> None:
         trainer.pick_device("cuda")
     assert refused.value.code == "gpu.unavailable"
     assert trainer.pick_device("auto") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "picked"),
+    [("xpu", True, "xpu"), ("mps", True, "mps"), ("xpu", False, "cpu"), ("hpu", True, "cpu")],
+)
+def test_another_accelerator_is_taken_if_all_its_numbers_are_right(
+    monkeypatch: pytest.MonkeyPatch, kind: str, right: bool, picked: str
+) -> None:
+    asked: list[tuple[list[str], str]] = []
+
+    def examine(wanted: list[str], device: str) -> list[Found]:
+        asked.append((wanted, device))
+        return [
+            Found(case, 0.0 if right or n else 1.0, 0.0, 0.1, 0.1) for n, case in enumerate(wanted)
+        ]
+
+    there = SimpleNamespace(current_accelerator=lambda check_available: SimpleNamespace(type=kind))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "accelerator", there)
+    monkeypatch.setattr(trainer, "examine", examine)
+    trainer._accelerator.cache_clear()
+    try:
+        assert [trainer.pick_device("auto") for _ in range(2)] == [picked] * 2
+        assert trainer.pick_device("cpu") == "cpu"
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        assert trainer.pick_device("auto") == "cuda"
+    finally:
+        trainer._accelerator.cache_clear()
+    assert asked == ([] if kind == "hpu" else [(cases(), kind)]), "once, and all of them"
 
 
 # ---------------------------------------------------------------- the process

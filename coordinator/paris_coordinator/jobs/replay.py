@@ -81,7 +81,7 @@ class Training:
 
     def fresh(self) -> lean.State:
         """The state that training begins with."""
-        return lean.new_state(self.plan, self.config, self.recipe, self.start, key=self.unit.key)
+        return lean.start_state(self.plan, self.config, self.recipe, self.start, key=self.unit.key)
 
     @property
     def plan(self) -> Plan:

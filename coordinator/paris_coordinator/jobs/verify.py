@@ -142,7 +142,7 @@ class Case:
 
     def fresh(self, parent: Parent) -> lean.State:
         """The state that the unit's training began with."""
-        return lean.new_state(
+        return lean.start_state(
             self.plan, parent.config, parent.recipe, parent.weights, key=self.unit.key
         )
 
@@ -244,7 +244,8 @@ def _numbers(
         for other in case.job.get("others", ())
         if other["node"] != case.assignment.node
     }
-    dense = case.plan.optimiser == "recipe"
+    # The largest values alone have no rank that a limit could be set for.
+    full = case.plan.optimiser == "recipe" and not is_topk(case.assignment.update_codec)
     return judging.UpdateNumbers(
         norm=found.norm,
         relative=found.relative,
@@ -256,7 +257,8 @@ def _numbers(
         lineage=_along_the_lineage(case, parent, update),
         spectral=spectral,
         rank=rank,
-        least_rank=judging.RANK_LOW if dense and parent.recipe.optimiser == "muon" else 0.0,
+        least_rank=judging.RANK_LOW if full and parent.recipe.optimiser == "muon" else 0.0,
+        least_reach=judging.REACH_LOW_FACTORS if case.plan.rank else judging.REACH_LOW,
     )
 
 
