@@ -47,9 +47,9 @@ REACH_HIGH: Final = 1.0
 """No run of the assigned optimiser moves farther than the sum of its step sizes."""
 REACH_LOW: Final = 0.01
 """Honest units go .1 to .5 of that way; a hundredth is no training."""
-REACH_LOW_FACTORS: Final = 0.0005
+REACH_LOW_FACTORS: Final = 0.001
 """The same for LoRA: both factors at their farthest are a product that no training comes near
-(honest units of 30 steps at the demo's size: .009 of it, of 80 steps less)."""
+(honest units at the demo's size: .008 to .03 of it)."""
 BLOCKS_NEEDED: Final = 8
 """So many accepted updates of the lineage make a block's own distribution."""
 BLOCK_SPREAD: Final = 0.1

@@ -207,7 +207,7 @@ def test_factors_that_are_noise_flipped_or_inflated_are_refused(
         (drawn, "statistics.noise"),
         (torch.neg, "statistics.direction"),
         (lambda b: 20 * b, "statistics.norm"),
-        (lambda b: b / 100, "statistics.zero"),
+        (lambda b: b / 1000, "statistics.zero"),
         (torch.zeros_like, "statistics.zero"),
     ):
         layer, found = judged(net, with_b(change))

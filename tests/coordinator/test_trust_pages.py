@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from coordinator.fakes import FakeJobs, FakeNode, found, new_shift, open_office, run_out
+from coordinator.fakes import MODEL, FakeJobs, FakeNode, found, new_shift, open_office, run_out
 from coordinator.test_pages import Reader
 from paris_coordinator.events import Ordered
 from paris_coordinator.web import pages
@@ -22,7 +22,7 @@ class Auditing(FakeJobs):
     """Nothing is calibrated for the nodes' class, so nothing has to be laid open."""
 
     def numerics(self, job):
-        return {"numerics": "b" * 64}
+        return {"numerics": "b" * 64, "model": MODEL}
 
     def replay(self, job):
         return {

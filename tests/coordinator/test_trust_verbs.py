@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from coordinator.fakes import FakeJobs, FakeNode, found, new_shift, open_office, run_out
+from coordinator.fakes import MODEL, FakeJobs, FakeNode, found, new_shift, open_office, run_out
 from coordinator.synthetic import refused
 from paris_coordinator import cli, inspecting
 from paris_coordinator.checking import check_log, check_text
@@ -27,7 +27,7 @@ class Losses(FakeJobs):
     """
 
     def numerics(self, job):
-        return {"numerics": "b" * 64}
+        return {"numerics": "b" * 64, "model": MODEL}
 
     def replay(self, job):
         return {

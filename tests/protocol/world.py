@@ -148,7 +148,7 @@ class World:
     def assignment(self, expert: int, unit: int, /, **changes: Any) -> Assignment:
         head = self.heads[expert]
         made = Assignment(
-            kind="train", plan="test", node=NODES[unit].id, expert=expert, round=head.round,
+            kind="train", plan="float32", node=NODES[unit].id, expert=expert, round=head.round,
             unit=unit, parent=head, shards=(cluster(expert).shards[unit],),
             seed=hexed(f"seed {expert} {unit} {len(self.log)}"), steps=STEPS, batch=BATCH,
             rate=Rate(start="1", end="0.5", shape="cosine", warmup=1), optimiser_state="fresh",
