@@ -10,7 +10,10 @@ import sys
 # One thread per process, before any library reads it: what volunteers' assignments pin too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-NAMES = ("step", "start", "join", "route", "log", "merge", "verify", "prepare", "gpu")
+NAMES = (
+    "step", "start", "join", "route", "log", "merge", "verify", "prepare", "gpu",
+    "bytes", "lineage",
+)  # fmt: skip
 
 
 def main() -> int:
